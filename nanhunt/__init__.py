@@ -1,0 +1,34 @@
+"""nanhunt: which operation first made a non-finite value, on which line, why, and what cures it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanhunt.errors import NanhuntError
+    from nanhunt.hunting import hunt
+    from nanhunt.records import Finding, Report
+    from nanhunt.store import load
+    from nanhunt.subject import Subject
+    from nanhunt.variants import Variant
+
+__all__ = ["Finding", "NanhuntError", "Report", "Subject", "Variant", "hunt", "load"]
+
+_HOMES = {
+    "Finding": "nanhunt.records",
+    "NanhuntError": "nanhunt.errors",
+    "Report": "nanhunt.records",
+    "Subject": "nanhunt.subject",
+    "Variant": "nanhunt.variants",
+    "hunt": "nanhunt.hunting",
+    "load": "nanhunt.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""`python -m nanhunt`."""
+
+from nanhunt.cli import main
+
+main()

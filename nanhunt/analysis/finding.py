@@ -1,0 +1,250 @@
+"""From a stop of the walk to a finding: which op, on which line, why, on what evidence."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nanhunt.analysis.walk import Stop, Walk, walk_back, way_to_sink
+from nanhunt.causes import Circumstance, base_name, known_cause, matrices_or_samples
+from nanhunt.records import Birth, Finding, Frame, Operand, OpEvent, Sink, Spectrum, Step, Trace
+
+
+@dataclass(slots=True)
+class _Origins:
+    """Looks the forward op up that made an autograd node."""
+
+    trace: Trace
+    by_number: dict[int, OpEvent] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for event in self.trace.events:
+            # A number is shared by the ops that make no node after the one that made it, so the
+            # earliest counts. In the backward only recomputed ops, which have a line, make nodes.
+            if event.made is not None and (event.phase == "forward" or event.frame is not None):
+                self.by_number.setdefault(event.made, event)
+
+    def of(self, event: OpEvent) -> OpEvent:
+        """The forward op behind a backward event, or the event itself."""
+        if event.number is None or event.phase == "forward":
+            return event
+        if event.number in self.by_number:
+            return self.by_number[event.number]
+        # An in-place op on a view runs under a number that no forward event has.
+        earlier = [number for number in self.by_number if number < event.number]
+        return self.by_number[max(earlier)] if earlier else event
+
+
+def find_culprits(trace: Trace, *, samples: int | None = None) -> tuple[Finding, ...]:
+    """The culprits of a trace of a batch of `samples`, in the order of time.
+
+    Empty when every sink is finite, and also when no way back from the sinks leads to an op: that
+    is unexplained, not healthy.
+    """
+    walk = walk_back(trace)
+    if walk is None or not walk.stops:
+        return ()
+    first = walk.stops[0]
+    if first.event is None:
+        return (_data_finding(trace, walk, first),)
+    return (_op_finding(trace, walk, first.event, samples),)
+
+
+def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
+    sink = stop.state or Sink("captured", "a tensor", trace.sinks[0].facts)
+    kinds = {"batch": "input", "optimizer": "optimizer state", "captured": "input"}
+    where = f"first at index {list(sink.where)}" if sink.where else "it is a single number"
+    circumstance = Circumstance("data", kinds.get(sink.kind, sink.kind), None, "", "", None)
+    cause = known_cause(circumstance)
+    return Finding(
+        phase="data",
+        op=circumstance.op,
+        module=sink.name.rpartition(".")[0] if sink.kind in ("parameter", "buffer") else "",
+        cause=cause.slug if cause else None,
+        dtype=sink.facts.dtype,
+        evidence=(
+            f"{sink.name} {list(sink.facts.shape)} holds {_counts(sink)} before the step, {where}",
+        ),
+        explanation=cause.reason(circumstance) if cause else "",
+        recipes=cause.recipes if cause else (),
+        poisoned=_poisoned(walk),
+    )
+
+
+def _counts(sink: Sink) -> str:
+    facts = sink.facts
+    counts = (("NaN", facts.nan), ("+inf", facts.posinf), ("-inf", facts.neginf))
+    return ", ".join(f"{count} {name}" for name, count in counts if count)
+
+
+def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -> Finding:
+    origins = _Origins(trace)
+    in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
+    has_own_line = in_node and event.frame is not None and not _is_custom(event.node)
+    origin = origins.of(event) if in_node and not has_own_line else event
+    op = _name(event, origin) if in_node and not has_own_line else event.op
+    frame = (origin.caller or origin.frame) if _is_custom(event.node) else origin.frame
+    circumstance = Circumstance(
+        phase=event.phase,
+        op=op,
+        node=event.node if in_node else None,
+        formula_op=event.op,
+        dtype=event.dtype,
+        birth=event.birth,
+        after=_nodes_before(trace, event, origin),
+        samples=samples,
+    )
+    cause = known_cause(circumstance)
+    number = event.number if in_node else origin.made
+    return Finding(
+        phase=event.phase,
+        op=op,
+        node=circumstance.node,
+        formula_op=event.op if in_node else None,
+        file=frame.file if frame else None,
+        line=frame.line if frame else None,
+        function=frame.function if frame else None,
+        module=origin.module,
+        terms=trace.owners.get(number, ()) if number is not None else (),
+        cause=cause.slug if cause else None,
+        dtype=event.dtype,
+        occurrence=_occurrence(trace, origin),
+        evidence=tuple(_evidence(event, samples)),
+        explanation=cause.reason(circumstance) if cause else "",
+        recipes=cause.recipes if cause else (),
+        path=_path(way_to_sink(trace, walk, event), origins),
+        poisoned=_poisoned(walk),
+    )
+
+
+def _by_engine(event: OpEvent) -> bool:
+    return event.birth is not None and event.birth.by_engine
+
+
+def _is_custom(node: str | None) -> bool:
+    """Whether a node belongs to a user's `autograd.Function`: torch's own end in a number."""
+    return node is not None and node.endswith("Backward")
+
+
+def _name(event: OpEvent, origin: OpEvent) -> str:
+    if _is_custom(event.node) and event.node is not None:
+        return f"custom:{event.node.removesuffix('Backward')}"
+    return origin.op
+
+
+def _nodes_before(trace: Trace, event: OpEvent, origin: OpEvent) -> tuple[str, ...]:
+    """Names of the nodes that ran before a backward event and whose forward came after its own.
+
+    They are what the program did with the result of the guilty op.
+    """
+    if event.phase != "backward":
+        return ()
+    names = (
+        e.node
+        for e in trace.events[: event.index]
+        if e.phase == "backward"
+        and e.node is not None
+        and e.number is not None
+        and (origin.made is None or e.number > origin.made)
+    )
+    return tuple(dict.fromkeys(names))
+
+
+def _occurrence(trace: Trace, origin: OpEvent) -> int:
+    """The how-manieth run of this op on this line the culprit is, from 1."""
+    same = (
+        e.index
+        for e in trace.events[: origin.index + 1]
+        if e.op == origin.op and e.frame == origin.frame and e.phase == origin.phase
+    )
+    return max(sum(1 for _ in same), 1)
+
+
+def _poisoned(walk: Walk) -> tuple[tuple[str, int, int], ...]:
+    groups: dict[str, int] = {}
+    for sink in walk.sinks:
+        if sink.kind == "gradient":
+            groups[sink.group] = groups.get(sink.group, 0) + 1
+    return tuple((group, count, count) for group, count in groups.items())
+
+
+def _path(way: tuple[OpEvent, ...], origins: _Origins) -> tuple[Step, ...]:
+    """One station per line and module on the way, in order."""
+    steps: list[Step] = []
+    seen: set[tuple[str, Frame | None]] = set()
+    for event in way:
+        if event.phase == "backward" and base_name(event.op) == "add":
+            continue  # the engine's own fan-out: it runs under the neighbour's node
+        origin = origins.of(event)
+        place = (origin.module, origin.frame)
+        if place not in seen and (origin.frame is not None or origin.module):
+            seen.add(place)
+            steps.append(Step(origin.op, event.node, origin.module, origin.frame))
+    return tuple(steps)
+
+
+# -- evidence: what was measured, in words ---------------------------------------------------------
+
+
+def _evidence(event: OpEvent, samples: int | None) -> Iterator[str]:
+    birth = event.birth
+    if birth is None:
+        yield from _kept_value(event)
+        return
+    facts = event.outputs[birth.output]
+    if birth.spectrum is not None:
+        unit = matrices_or_samples(birth.spectrum, samples)
+        yield from _spectrum_evidence(birth.spectrum, unit)
+    made = {"nan": "NaN", "inf": "infinite", "nan and inf": "NaN or infinite"}[birth.kind]
+    spread = ""
+    if birth.samples is not None and len(facts.shape) > 1:
+        unit = "samples" if facts.shape[0] == samples else "entries of the first dimension"
+        spread = f", in {birth.samples} of {facts.shape[0]} {unit}"
+    first = f", first at {list(birth.indices[0])}" if birth.indices and facts.shape else ""
+    yield (
+        f"{base_name(event.op)} returned {birth.count} {made} of {facts.numel} elements "
+        f"{list(facts.shape)}{spread}{first}"
+    )
+    for operand in birth.operands:
+        kept = operand.role.startswith("saved")
+        if not kept or (birth.spectrum is None and operand.at_zero is not None):
+            yield _operand_evidence(event, operand, birth)
+    if birth.scalars and not birth.operands:
+        yield "arguments: " + ", ".join(f"{name} = {value:g}" for name, value in birth.scalars)
+
+
+def _spectrum_evidence(spectrum: Spectrum, unit: str) -> Iterator[str]:
+    yield (
+        f"{spectrum.tied} of {spectrum.matrices} {unit}: bit-identical values among the "
+        f"{spectrum.size} that the call returned (up to {spectrum.largest_tie} equal), smallest "
+        f"gap {spectrum.smallest_gap:.3g}"
+    )
+    yield (
+        f"rank: {spectrum.above_floor} of {spectrum.size} values stand above the floor "
+        f"{spectrum.floor:.3g}, which is null space plus loading; the largest is "
+        f"{spectrum.largest:.3g}"
+    )
+
+
+_ROLES = {("div", "self"): "dividend", ("div", "other"): "divisor"}
+
+
+def _operand_evidence(event: OpEvent, operand: Operand, birth: Birth) -> str:
+    """One line on an operand: its values at the offending elements, else its range."""
+    role = _ROLES.get((base_name(event.op), operand.role), operand.role)
+    if operand.at_zero is None:
+        if operand.smallest is None:
+            return f"{role}: {list(operand.facts.shape)} {operand.facts.dtype}"
+        return f"{role}: {operand.smallest:.4g} to {operand.largest:.4g}"
+    if operand.at_zero == birth.count:
+        return f"{role}: exactly 0 at {'all of them' if birth.count > 1 else 'that element'}"
+    quoted = ", ".join(dict.fromkeys(f"{value:.4g}" for value in operand.at))
+    zeros = f", exactly 0 at {operand.at_zero} of {birth.count}" if operand.at_zero else ""
+    return f"{role}: {quoted} there{zeros}"
+
+
+def _kept_value(event: OpEvent) -> Iterator[str]:
+    for position, facts in enumerate(event.inputs):
+        if not facts.is_finite:
+            yield (
+                f"input {position} of {event.op.removeprefix('aten::')}, kept from the forward, "
+                f"holds {facts.nonfinite} non-finite of {facts.numel} elements"
+            )

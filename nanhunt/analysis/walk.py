@@ -1,0 +1,126 @@
+"""The walk back from the non-finite sinks: only what reaches a sink can be a culprit.
+
+A step is full of harmless non-finite values (masks, initial values, branches not taken), so the
+first one is no answer. The walk starts at the sinks, follows non-finite data alone, and stops where
+finite data (or an infinity that was asked for) became non-finite.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nanhunt.records import OpEvent, Phase, Sink, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where the walk ended: the op that made the value, or the tensor that came with it."""
+
+    phase: Phase
+    event: OpEvent | None = None
+    state: Sink | None = None
+
+    @property
+    def order(self) -> int:
+        """Position in time; what was there before the step comes first."""
+        return self.event.index if self.event is not None else -1
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Every event on a non-finite way to a sink, and the places where such ways begin."""
+
+    phase: Phase
+    sinks: tuple[Sink, ...]
+    visited: frozenset[int]
+    stops: tuple[Stop, ...]
+
+
+def walk_back(trace: Trace) -> Walk | None:
+    """Walk back from the first kind of sink that is non-finite; None when all are finite.
+
+    A non-finite loss decides alone: gradients of a non-finite loss prove nothing more. Stops are
+    in the order of time; infinities that were asked for count only where nothing else was met.
+    """
+    for kind, phase in _KINDS:
+        sinks = tuple(sink for sink in trace.nonfinite_sinks if sink.kind == kind)
+        if sinks:
+            return _walk(trace, phase, sinks)
+    return None
+
+
+_KINDS: tuple[tuple[str, Phase], ...] = (
+    ("loss", "forward"),
+    ("gradient", "backward"),
+    ("stepped", "optimizer"),
+)
+
+
+def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
+    visited: set[int] = set()
+    made: list[Stop] = []
+    asked: list[Stop] = []
+    queue = [source for sink in sinks for source in sink.last]
+    while queue:
+        source = queue.pop()
+        if source in visited:
+            continue
+        visited.add(source)
+        if source < 0:
+            made.append(Stop("data", state=trace.state[-1 - source]))
+            continue
+        event = trace.events[source]
+        if event.asked:
+            asked.append(Stop(event.phase, event))
+            continue
+        is_origin = event.birth is not None or _meets_kept_value(trace, event, phase)
+        if is_origin:
+            made.append(Stop(phase if phase != "forward" else event.phase, event))
+        if not is_origin or _continues(event):
+            queue.extend(_earlier(trace, event, phase))
+    stops = made or asked
+    return Walk(phase, sinks, frozenset(visited), tuple(sorted(stops, key=lambda s: s.order)))
+
+
+def _meets_kept_value(trace: Trace, event: OpEvent, phase: Phase) -> bool:
+    """Whether a backward op read a non-finite value that the forward had left (and hidden).
+
+    The loss is finite, so the forward was not at fault: the node that lets the value out is.
+    """
+    if phase != "backward" or event.phase != "backward":
+        return False
+    return any(source < 0 or trace.events[source].phase == "forward" for source in event.parents)
+
+
+def _continues(event: OpEvent) -> bool:
+    """Whether an op that made a non-finite value also passed another one on."""
+    return event.birth is not None and not event.birth.from_asked and bool(event.parents)
+
+
+def _earlier(trace: Trace, event: OpEvent, phase: Phase) -> Iterable[int]:
+    if phase == "forward":
+        return event.parents
+    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase.
+    return [s for s in event.parents if s >= 0 and trace.events[s].phase == event.phase]
+
+
+def way_to_sink(trace: Trace, walk: Walk, start: OpEvent) -> tuple[OpEvent, ...]:
+    """The shortest way, over non-finite data, from an event to the first poisoned sink."""
+    ends = {source for sink in walk.sinks for source in sink.last}
+    children: dict[int, list[int]] = {}
+    for index in sorted(walk.visited):
+        if index >= 0:
+            for parent in trace.events[index].parents:
+                children.setdefault(parent, []).append(index)
+    before: dict[int, int | None] = {start.index: None}
+    queue = [start.index]
+    for current in queue:
+        if current in ends:
+            way = [current]
+            while (previous := before[way[-1]]) is not None:
+                way.append(previous)
+            return tuple(trace.events[index] for index in reversed(way))
+        for child in children.get(current, ()):
+            if child not in before:
+                before[child] = current
+                queue.append(child)
+    return (start,)

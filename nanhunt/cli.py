@@ -1,0 +1,208 @@
+"""The command line: one short function per command, heavy imports inside them.
+
+Exit codes: 0 the command ran; 1 and 3 only with `--exit-code` (a culprit; two native replays that
+disagree); 2 it could not run; 130 interrupted.
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanhunt.errors import NanhuntError, UsageError
+
+app = typer.Typer(
+    name="nanhunt",
+    help="Finds the operation that first makes a loss or a gradient non-finite, and why.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+CULPRIT, REFUSED, NOT_REPRODUCIBLE, INTERRUPTED = 1, 2, 3, 130
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    *, show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False
+) -> None:
+    """Finds the operation that first makes a loss or a gradient non-finite, and why."""
+    if show:
+        from importlib import metadata
+
+        typer.echo(f"nanhunt {metadata.version('nanhunt')}")
+        raise typer.Exit
+
+
+@app.command()
+def replay(  # noqa: PLR0913 - one parameter per option of the command
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            help="An installed subject (see `nanhunt subjects`), path/to/file.py:factory or "
+            "package.module:factory. Without it: [tool.nanhunt] subject of pyproject.toml, "
+            "else the bundled incident."
+        ),
+    ] = None,
+    *,
+    batch: Annotated[int, typer.Option(help="Index of the batch.")] = 0,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(help="Weight or loss term to take out; repeat or separate by commas; `all`."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Variants besides native: fp64, fp32, amp-fp16, amp-bf16, amp-fp16-net, "
+            "amp-bf16-net; repeat or separate by commas."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for the subject's factory.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Under which the factory is called.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write the report there as well.")] = None,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
+    ] = False,
+) -> None:
+    """Replay one training step in several variants and name the first non-finite value."""
+    _check_folder(json)
+    with _progress() as tell:
+        tell("torch")
+        from dataclasses import replace
+
+        from nanhunt.hunting import hunt
+        from nanhunt.loading import load, read_option
+        from nanhunt.variants import DEFAULT
+
+        tell("subject")
+        options = dict(read_option(text) for text in option or ())
+        loaded = load(subject, options=options, seed=seed, device=device)
+        if loaded.remark:
+            typer.echo(loaded.remark)
+        report = hunt(
+            loaded.subject,
+            batch=batch,
+            precisions=_names(precision) or DEFAULT,
+            ablate=_names(ablate),
+            progress=tell,
+        )
+    named = report.subject if loaded.subject.name else loaded.spec
+    report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
+    if json is not None:
+        from nanhunt import store
+
+        store.save(report, json)
+    _print(report)
+    if exit_code and report.deterministic is False:
+        raise typer.Exit(NOT_REPRODUCIBLE)
+    if exit_code and report.verdict in ("culprit", "unexplained"):
+        raise typer.Exit(CULPRIT)
+
+
+@app.command()
+def show(report: Annotated[Path, typer.Argument(help="A report saved with --json.")]) -> None:
+    """Print a saved report again; torch is not needed."""
+    from nanhunt import store
+
+    _print(store.load(report))
+
+
+@app.command()
+def subjects() -> None:
+    """List the subjects that installed packages offer."""
+    from nanhunt.loading import installed
+
+    for entry in installed():
+        typer.echo(f"{entry.name:<16} {entry.value}")
+
+
+@app.command()
+def explain(cause: Annotated[str, typer.Argument(help="Slug of a cause.")]) -> None:
+    """Say what a cause of a report means; torch is not needed."""
+    import difflib
+
+    from nanhunt.causes import CAUSES
+
+    rows = {row.slug: row for row in CAUSES}
+    if cause not in rows:
+        near = difflib.get_close_matches(cause, rows, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"no cause is called {cause!r}; {hint}known: {', '.join(rows)}")
+    row = rows[cause]
+    typer.echo(f"{row.slug}: {row.title}")
+    typer.echo(row.about)
+    if row.recipes:
+        typer.echo(f"worth trying: {', '.join(row.recipes)}")
+
+
+def _names(values: list[str] | None) -> list[str]:
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+
+
+def _check_folder(path: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--json {path}: there is no folder {path.parent}; make it first")
+    if path is not None and path.is_dir():
+        raise UsageError(f"--json {path} is a folder; name a file in it")
+
+
+def _print(report: object) -> None:
+    from rich.console import Console
+
+    from nanhunt.records import Report
+    from nanhunt.report import renderer
+
+    if not isinstance(report, Report):
+        raise TypeError(report)
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console(width=None if sys.stdout.isatty() else 100, soft_wrap=False)
+    console.print(renderer("terminal")(report))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], object]]:
+    """Say on a terminal's stderr what is being replayed; nothing where nobody watches."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("nanhunt") as status:
+        yield lambda text: status.update(f"nanhunt · {text}")
+
+
+def main() -> None:
+    """Run the command line; every deliberate refusal is one sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except NanhuntError as error:
+        code = _refuse(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("nanhunt: interrupted", err=True)
+        code = INTERRUPTED
+    except Exception as error:
+        told = getattr(error, "format_message", None)  # what the option parser raises
+        if told is None:
+            raise
+        code = _refuse(told())
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(sentence: str) -> int:
+    typer.echo(f"nanhunt: {' '.join(sentence.split())}", err=True)
+    return REFUSED
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""The hunt: replays a subject in every variant, and makes one report of what was measured.
+
+The only room that knows both columns: it runs the replays and hands their traces to the analysis.
+"""
+
+import linecache
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanhunt import analysis
+from nanhunt.errors import UsageError
+from nanhunt.records import Ablation, Finding, Frame, Report, Run, Verdict
+from nanhunt.replay import Replay, blame_terms, replay
+from nanhunt.snapshot import keep_generators, seed_generators
+from nanhunt.subject import Subject, count_samples, map_tensors, told
+from nanhunt.variants import DEFAULT, NATIVE, Variant, device_of, variant
+
+ALL = "all"
+
+
+def hunt(
+    subject: Any,
+    *,
+    batch: int = 0,
+    precisions: Sequence[str] = DEFAULT,
+    ablate: Sequence[str] = (),
+    progress: Callable[[str], object] = lambda _: None,
+) -> Report:
+    """Replay one step of a subject in several variants and report the first non-finite value.
+
+    Args:
+        subject: a `Subject`, a tuple `(model, batch, loss_fn)`, or any object of that shape.
+        batch: index of the batch.
+        precisions: names of variants; `native` is always run and alone decides the verdict.
+        ablate: weights or terms to take out; `"all"` tries every one.
+        progress: called with a short text before each replay.
+
+    Returns:
+        The report. The subject is afterwards as it was before, to the bit.
+
+    Raises:
+        SubjectError: the step as given cannot be run.
+        UsageError: a precision, weight or term that does not exist.
+    """
+    chosen = [variant(name) for name in precisions if name != NATIVE.name]
+    investigation = _Investigation(Subject.of(subject), batch, progress)
+    investigation.start()
+    investigation.check_names(ablate)
+    for each in chosen:
+        investigation.run(each)
+    investigation.ablate(ablate, chosen)
+    return investigation.report(tuple(precisions), tuple(ablate))
+
+
+@dataclass(slots=True)
+class _Investigation:
+    """What is known so far, replay by replay."""
+
+    subject: Subject
+    index: int
+    progress: Callable[[str], object]
+    batch: Any = None
+    native: Replay | None = None
+    culprits: tuple[Finding, ...] = ()
+    deterministic: bool | None = None
+    runs: list[Run] = field(default_factory=list)
+    ablations: list[Ablation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+
+    # -- replays -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Make the batch, replay natively, and once more without recording."""
+        self.progress("batch")
+        restore = keep_generators()
+        try:
+            seed_generators(self.subject.seed)
+            self.batch = map_tensors(self.subject.batch(self.index), lambda t: t.detach().clone())
+        finally:
+            restore()
+        self.native = self.run(NATIVE)
+        self.progress("native, again")
+        again = replay(self.subject, self.batch, NATIVE, record=False)
+        self.deterministic = again.fingerprint == self.native.fingerprint
+        if not self.deterministic:
+            self.notes.append(
+                f"two native replays differ (loss {self.native.run.loss:.9g} and "
+                f"{again.run.loss:.9g}): what follows may not come again"
+            )
+
+    def run(self, each: Variant, *, listed: bool = True) -> Replay:
+        """Replay one variant and name its culprit."""
+        self.progress(_title(each))
+        done = replay(self.subject, self.batch, each)
+        samples = count_samples(self.batch)
+        found = analysis.find_culprits(done.trace, samples=samples) if done.trace else ()
+        if each == NATIVE:
+            self.culprits = tuple(_settle(finding, done.run) for finding in found)
+        if found:
+            first = _settle(found[0], done.run)
+            line = f"{first.file}:{first.line}" if first.file else None
+            done = replace(
+                done,
+                run=replace(
+                    done.run, culprit=first.op, culprit_dtype=first.dtype, culprit_line=line
+                ),
+            )
+        if listed:
+            self.runs.append(done.run)
+        return done
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuse names that are neither a weight nor a term.
+
+        Raises:
+            UsageError: such a name; the sentence lists the known ones.
+        """
+        known = self.known_names()
+        for name in names:
+            if name == ALL and known:
+                continue
+            if name not in known:
+                raise UsageError(
+                    f"nothing to ablate is called {name!r}; "
+                    + (
+                        f"known weights and terms: {', '.join(known)}"
+                        if known
+                        else "the loss is one scalar without named terms, and the subject "
+                        "gives no weights"
+                    )
+                )
+
+    def known_names(self) -> list[str]:
+        """Weights that can be set, then the terms of the loss."""
+        weights = self.subject.live_weights() if self.subject.reweight is not None else {}
+        terms = [term.name for term in self._native.run.terms]
+        return list(dict.fromkeys((*weights, *terms)))
+
+    @property
+    def _native(self) -> Replay:
+        if self.native is None:
+            raise RuntimeError("the native replay comes first")
+        return self.native
+
+    # -- ablations ---------------------------------------------------------------------------
+
+    def ablate(self, names: Sequence[str], chosen: Sequence[Variant]) -> None:
+        """Take out what was asked for, in every variant; search on if that does not cure."""
+        wanted = [name for name in dict.fromkeys(names) if name != ALL]
+        for name in wanted:
+            self._without(name, requested=True, listed=len(wanted) == 1)
+        if wanted:
+            for each in [NATIVE, *chosen] if len(wanted) > 1 else chosen:
+                self.run(each.ablated(*wanted))
+        failed = not self._native.run.is_finite
+        cured = any(a.cures for a in self.ablations if a.requested)
+        if ALL in names or (failed and not cured and len(self._native.run.terms) > 1):
+            self._search(wanted, everything=ALL in names)
+
+    def _without(self, name: str, *, requested: bool, listed: bool = False) -> Ablation:
+        done = self.run(NATIVE.ablated(name), listed=listed)
+        weights = (self._native.weights, done.weights)
+        judged = analysis.judge_ablation(name, self._native.run, done.run, weights)
+        self.ablations.append(replace(judged, requested=requested))
+        return self.ablations[-1]
+
+    def _alone(self, term: str, *, requested: bool) -> None:
+        self.progress(f"{term} alone")
+        done = replay(self.subject, self.batch, NATIVE.only(term), record=False).run
+        self.ablations.append(
+            Ablation(
+                names=(term,),
+                mode="alone",
+                requested=requested,
+                finite=done.is_finite,
+                loss=done.loss,
+                groups=done.groups,
+                raised=done.raised,
+            )
+        )
+
+    def _search(self, wanted: Sequence[str], *, everything: bool) -> None:
+        """Find what cures: rank terms by one backward each, confirm each claim by a replay."""
+        self.progress("one backward per term")
+        try:
+            finite = blame_terms(self.subject, self.batch)
+        except Exception as error:  # noqa: BLE001 - a graph that cannot be kept ends no hunt
+            self.notes.append(f"terms could not be ranked: {told(error)}")
+            finite = {}
+        accused = [term for term, is_finite in finite.items() if not is_finite]
+        suspects = list(dict.fromkeys((*self._terms_of_culprits(), *accused)))
+        tried = {a.names[0] for a in self.ablations if a.mode == "without"}
+        for term in suspects if not everything else [t.name for t in self._native.run.terms]:
+            name = self._handle(term)
+            if name not in tried:
+                self._without(name, requested=everything)
+        cleared = [t for t in map(self._term_of, wanted) if t is not None]
+        for term in dict.fromkeys((*cleared, *suspects)):
+            self._alone(term, requested=False)
+        if not suspects and not everything:
+            self.notes.append("every term alone has a finite backward: the terms fail together")
+
+    def _terms_of_culprits(self) -> list[str]:
+        """The terms that own a culprit by themselves; a shared node accuses nobody."""
+        return [f.terms[0] for f in self.culprits if len(f.terms) == 1]
+
+    def _handle(self, term: str) -> str:
+        """The weight by which a term is set, if its name shows one; else the term itself."""
+        weights = self.subject.live_weights() if self.subject.reweight is not None else {}
+        named = [w for w in weights if w == term or w.partition("_")[2] == term]
+        return named[0] if len(named) == 1 else term
+
+    def _term_of(self, name: str) -> str | None:
+        terms = [term.name for term in self._native.run.terms]
+        return next((t for t in terms if t == name or self._handle(t) == name), None)
+
+    # -- the report --------------------------------------------------------------------------
+
+    def report(self, precisions: Sequence[str], ablate: Sequence[str]) -> Report:
+        """Everything that was found, for a renderer."""
+        weights = self.subject.live_weights()
+        interest = [n for n in ablate if n != ALL]
+        interest += [self._handle(t) for t in self._terms_of_culprits()]
+        trace = self._native.trace
+        if (
+            trace is not None
+            and self.culprits
+            and "decomposition" in (self.culprits[0].cause or "")
+        ):
+            self.notes.extend(analysis.vector_use(trace))
+        self._note_silent_terms()
+        return Report(
+            subject=self.subject.name or type(self.subject.model).__name__,
+            batch=self.index,
+            verdict=self._verdict(),
+            samples=count_samples(self.batch),
+            versions=_versions(),
+            device=device_of(self.subject.model),
+            threads=torch.get_num_threads(),
+            headline=analysis.describe_nonfinite(self._native.run),
+            culprits=self.culprits,
+            runs=tuple(self.runs),
+            ablations=tuple(self.ablations),
+            precision=analysis.judge_precision(self.runs),
+            twins=analysis.confusable_names(list(weights), interest),
+            weights=tuple(weights.items()),
+            deterministic=self.deterministic,
+            notes=tuple(dict.fromkeys(self.notes)),
+            not_checked=tuple(self._unchecked(precisions)),
+        )
+
+    def _verdict(self) -> Verdict:
+        if not self._native.run.is_finite:
+            return "culprit" if self.culprits else "unexplained"
+        at_risk = any(
+            not run.is_finite and run.raised is None for run in self.runs if not run.ablated
+        )
+        return "at_risk" if at_risk else "healthy"
+
+    def _note_silent_terms(self) -> None:
+        for term in self._native.run.terms:
+            if term.value == 0.0 and not term.has_graph:
+                self.notes.append(f"term {term.name} is exactly 0 and has no graph")
+        missing = sum(group.without_gradient for group in self._native.run.groups)
+        if missing:
+            self.notes.append(f"{missing} trainable parameters get no gradient from this loss")
+
+    def _unchecked(self, precisions: Sequence[str]) -> Iterable[str]:
+        if device_of(self.subject.model) == "cpu":
+            yield "CUDA"
+        yield "other batches (--batch N) and other initialisations"
+        left = [name for name in DEFAULT if name not in precisions and name != NATIVE.name]
+        if left:
+            yield f"precisions {', '.join(left)}"
+        if self.subject.optimizer is None:
+            yield "the optimizer step: the subject has no optimizer"
+        elif not self._native.run.is_finite and not self._native.run.stepped_nonfinite:
+            yield "the optimizer step: it comes after a finite backward only"
+
+
+def _title(each: Variant) -> str:
+    return f"{each.name}{' without ' + ', '.join(each.without) if each.without else ''}"
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    try:
+        own = metadata.version("nanhunt")
+    except metadata.PackageNotFoundError:
+        own = "unknown"
+    return (
+        ("nanhunt", own),
+        ("torch", torch.__version__),
+        ("python", platform.python_version()),
+    )
+
+
+# -- from places on this machine to places a reader knows -----------------------------------------
+
+
+def _settle(finding: Finding, run: Run) -> Finding:
+    """Give a finding its source line, readable paths and the size of each poisoned group."""
+    sizes: Mapping[str, int] = {g.name: g.parameters - g.without_gradient for g in run.groups}
+    source = linecache.getline(finding.file or "", finding.line or 0).strip()
+    return replace(
+        finding,
+        source=source or None,
+        file=readable_path(finding.file) if finding.file else None,
+        path=tuple(
+            replace(step, frame=_readable_frame(step.frame)) if step.frame else step
+            for step in finding.path
+        ),
+        poisoned=tuple((name, n, sizes.get(name, n)) for name, n, _ in finding.poisoned),
+    )
+
+
+def _readable_frame(frame: Frame) -> Frame:
+    return replace(frame, file=readable_path(frame.file))
+
+
+def readable_path(file: str) -> str:
+    """A path relative to where the command runs, else to where Python imports from."""
+    path = Path(file)
+    for root in (Path.cwd(), *map(Path, sorted(filter(None, sys.path), key=len, reverse=True))):
+        try:
+            return str(path.relative_to(root))
+        except ValueError:
+            continue
+    return file

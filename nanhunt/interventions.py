@@ -1,0 +1,146 @@
+"""Modes that change how a step executes: other precisions, and FP16 made bearable on a CPU.
+
+They work below autograd, at the level of aten ops, so that casts in the user's code, in torch's
+own composites and in autocast are all met in one place. They never record.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+# Draws differ with the dtype; these draw in FP32 as the plain step does, and cast what was drawn.
+_DRAWN = frozenset(["rand", "randn", "rand_like", "randn_like"])
+_DRAWN_IN_PLACE = frozenset(["normal_", "uniform_", "exponential_", "log_normal_", "cauchy_"])
+
+
+def dtype_under(dtype: torch.dtype, real: torch.dtype) -> torch.dtype:
+    """The dtype that stands for `dtype` when every real number is to be of dtype `real`."""
+    if dtype in _REALS:
+        return real
+    if dtype.is_complex:
+        return _COMPLEX_OF[real]
+    return dtype
+
+
+class _EagerMode(TorchDispatchMode):
+    """A mode that is only ever entered while compiled code is told to run eagerly."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import the compiler, which takes seconds
+
+
+class PrecisionRewriting(_EagerMode):
+    """Runs everything in one precision, also against casts in user code and in autocast.
+
+    Every `dtype=` that an op is given is rewritten, and operands that come from outside in another
+    floating dtype are cast on the way in. `model.double()` alone would be undone by any `.float()`.
+    """
+
+    def __init__(self, real: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.real = real
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func._schema.name.removeprefix("aten::")  # noqa: SLF001 - its public name
+        if name in _DRAWN or name in _DRAWN_IN_PLACE:
+            return self._draw(func, args, kwargs, in_place=name in _DRAWN_IN_PLACE)
+        if isinstance(kwargs.get("dtype"), torch.dtype):
+            kwargs["dtype"] = dtype_under(kwargs["dtype"], self.real)
+        if name in ("_softmax", "_log_softmax"):
+            args = (*args[:2], False)  # half_to_float: nothing is half any more
+        if not _keeps_memory(func):
+            args, kwargs = pytree.tree_map_only(Tensor, self._cast, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        wanted = dtype_under(tensor.dtype, self.real)
+        return tensor if wanted == tensor.dtype else tensor.to(wanted)
+
+    def _draw(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool
+    ) -> Tensor:
+        if not in_place:
+            drawn: Tensor = func(*args, **{**kwargs, "dtype": torch.float32})
+            return self._cast(drawn)
+        target: Tensor = args[0]
+        scratch = torch.empty_like(target, dtype=torch.float32)
+        return target.copy_(func(scratch, *args[1:], **kwargs))
+
+
+def _keeps_memory(func: Any) -> bool:
+    """Whether an op looks at or writes to the memory of an argument, so that a copy will not do."""
+    return any(argument.alias_info is not None for argument in func._schema.arguments)  # noqa: SLF001
+
+
+class HalfEmulation(_EagerMode):
+    """Computes FP16 products on a CPU in FP32 and rounds the results to FP16.
+
+    Tensor cores do the same (FP16 operands, FP32 accumulation, FP16 result), and a native FP16
+    product is about 200 times slower than FP32 on a CPU. `used` tells whether any op was emulated,
+    so that the run can be labelled.
+    """
+
+    # Op -> positions of its outputs that stay in FP32.
+    _EMULATED: Mapping[str, tuple[int, ...]] = {
+        "aten::mm": (),
+        "aten::addmm": (),
+        "aten::bmm": (),
+        "aten::baddbmm": (),
+        "aten::mv": (),
+        "aten::convolution": (),
+        "aten::convolution_backward": (),
+        "aten::_scaled_dot_product_flash_attention_for_cpu": (1,),
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.used = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        stays = self._EMULATED.get(func._schema.name)  # noqa: SLF001 - its public name
+        if stays is None or not any(map(_is_half_on_cpu, pytree.arg_tree_leaves(*args, **kwargs))):
+            return func(*args, **kwargs)
+        self.used = True
+        args, kwargs = pytree.tree_map_only(Tensor, _widen, (args, kwargs))
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor):
+            return _narrow(output)
+        return tuple(
+            _narrow(value) if isinstance(value, Tensor) and position not in stays else value
+            for position, value in enumerate(output)
+        )
+
+
+def _is_half_on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float16 and value.device.type == "cpu"
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.dtype == torch.float32 else tensor

@@ -1,0 +1,267 @@
+"""Where non-finite values are, who left them there, and which op made new ones.
+
+Data flow is followed only from the moment a non-finite value exists. The storages that hold one
+are known here; every other input is finite without being looked at.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanhunt import measurement
+from nanhunt.recorder.evidence import describe_birth
+from nanhunt.recorder.schema import Call, OpInfo
+from nanhunt.records import Birth, Sink, TensorFacts
+
+# Evidence is read for so many births of one step; of the rest only the count is kept.
+_MAX_DESCRIBED = 256
+
+
+class Poison(NamedTuple):
+    """Who left the non-finite elements of one storage, and whether they were asked for."""
+
+    sources: tuple[int, ...]
+    asked: bool
+
+
+@dataclass(slots=True)
+class Met:
+    """What one op did with non-finite values: the part of its record that is usually absent."""
+
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    sources: tuple[tuple[int, ...], ...]
+    birth: Birth | None = None
+    asked: bool = False
+
+
+@dataclass(slots=True)
+class Given:
+    """The inputs of one op as they were before it ran; None where nothing had to be looked at.
+
+    `masks` holds, by position, where an input that the op overwrites was not finite.
+    """
+
+    tensors: list[Tensor]
+    facts: list[TensorFacts | None]
+    poisons: list[Poison | None]
+    masks: dict[int, Tensor]
+
+    @property
+    def poisoned(self) -> list[tuple[Poison, TensorFacts]]:
+        """The inputs that really held a non-finite element."""
+        return [
+            (poison, facts)
+            for poison, facts in zip(self.poisons, self.facts, strict=True)
+            if poison is not None and facts is not None and not facts.is_finite
+        ]
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether every non-finite input was asked for (True when there is none)."""
+        return all(poison.asked for poison, _ in self.poisoned)
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether an input held a NaN."""
+        return any(facts.nan for _, facts in self.poisoned)
+
+    def nonfinite_masks(self) -> list[Tensor]:
+        """Where the inputs that held a non-finite element held one."""
+        return [
+            self.masks[position] if position in self.masks else measurement.nonfinite_mask(tensor)
+            for position, (tensor, facts) in enumerate(zip(self.tensors, self.facts, strict=True))
+            if facts is not None and not facts.is_finite
+        ]
+
+    def all_facts(self) -> tuple[TensorFacts, ...]:
+        """Facts of every input; those not looked at are finite."""
+        pairs = zip(self.tensors, self.facts, strict=True)
+        return tuple(facts or shape_facts(tensor) for tensor, facts in pairs)
+
+    def all_sources(self) -> tuple[tuple[int, ...], ...]:
+        """For every input, who left its non-finite elements."""
+        return tuple(
+            poison.sources if poison and facts is not None and not facts.is_finite else ()
+            for poison, facts in zip(self.poisons, self.facts, strict=True)
+        )
+
+
+def shape_facts(tensor: Tensor) -> TensorFacts:
+    """Shape and dtype alone, for a tensor that is known to be finite."""
+    return TensorFacts(tuple(tensor.shape), measurement.dtype_name(tensor.dtype))
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identity of the memory that a tensor looks at; 0 where it has none of its own."""
+    try:
+        key: int = measurement.dense(tensor).untyped_storage()._cdata  # noqa: SLF001 - not public
+    except (RuntimeError, NotImplementedError):
+        return 0
+    return key
+
+
+class Flow:
+    """Follows the non-finite values of one step from op to op."""
+
+    def __init__(self) -> None:
+        self.state: list[Sink] = []
+        self._poison: dict[int, Poison] = {}
+        self._described = 0
+
+    def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
+        """Tell that a tensor was non-finite before any recorded op wrote to it."""
+        if asked is None:
+            asked = _looks_like_a_mask(tensor, sink.facts)
+        self._poison[storage_key(tensor)] = Poison((-1 - len(self.state),), asked)
+        self.state.append(sink)
+
+    def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
+        """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
+        poison = self._poison.get(storage_key(tensor))
+        return poison.sources if poison else ()
+
+    def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
+        """Count inputs that may hold a non-finite value, before an in-place op changes them."""
+        if not self._poison or info.is_view:
+            return None
+        poisons = [self._poison.get(storage_key(tensor)) for tensor in inputs]
+        if not any(poisons):
+            return None
+        given = Given(inputs, [None] * len(inputs), poisons, {})
+        for position, (tensor, poison) in enumerate(zip(inputs, poisons, strict=True)):
+            if poison is None or not measurement.can_be_nonfinite(tensor):
+                continue
+            facts = given.facts[position] = measurement.count(tensor)
+            if info.is_pointwise and info.mutated and not facts.is_finite:
+                given.masks[position] = measurement.nonfinite_mask(tensor)
+        return given if given.poisoned else None
+
+    def follow(
+        self, call: Call, node: Any, given: Given | None, outputs: list[Tensor], index: int
+    ) -> Met | None:
+        """Look at what op number `index` returned; None when nothing non-finite was met."""
+        info = call.info
+        if info.is_view:
+            return None
+        found = self._look_at(outputs) if info.is_screened or given else {}
+        if not found:
+            self._forget(info, outputs)
+            if given is None:
+                return None
+            return Met(given.all_facts(), _shapes(outputs), given.all_sources())
+        if given is None:
+            given = self._measure_strangers(call.inputs, outputs)
+        position = next(iter(found))
+        born = _born(call, given, outputs[position], found[position])
+        birth = self._describe(call, node, given, (position, outputs[position], born))
+        asked = born is None and given.is_asked
+        for i in found:
+            self._mark(info, outputs[i], index, asked=asked)
+        facts = tuple(found.get(i) or shape_facts(t) for i, t in enumerate(outputs))
+        return Met(given.all_facts(), facts, given.all_sources(), birth, asked)
+
+    @staticmethod
+    def _look_at(outputs: Sequence[Tensor]) -> dict[int, TensorFacts]:
+        """The outputs that are not finite, by position."""
+        counted = ((position, measurement.count(tensor)) for position, tensor in enumerate(outputs))
+        return {position: facts for position, facts in counted if not facts.is_finite}
+
+    def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
+        """Drop what was known of memory that holds finite values, or another tensor, by now."""
+        if self._poison:
+            for tensor in outputs:
+                if info.is_fresh or _covers_storage(tensor):
+                    self._poison.pop(storage_key(tensor), None)
+
+    def _mark(self, info: OpInfo, tensor: Tensor, index: int, *, asked: bool) -> None:
+        key = storage_key(tensor)
+        old = self._poison.get(key)
+        if old is None or info.is_fresh or _covers_storage(tensor):
+            self._poison[key] = Poison((index,), asked)
+        else:
+            self._poison[key] = Poison((*old.sources, index), asked and old.asked)
+
+    def _measure_strangers(self, inputs: list[Tensor], outputs: list[Tensor]) -> Given:
+        """Count inputs that no recorded op wrote: the value may come from outside the step."""
+        written = {storage_key(tensor) for tensor in outputs}
+        given = Given(inputs, [None] * len(inputs), [None] * len(inputs), {})
+        for position, tensor in enumerate(inputs):
+            key = storage_key(tensor)
+            facts = given.facts[position] = None if key in written else measurement.count(tensor)
+            if facts is None or facts.is_finite:
+                continue
+            name = f"a tensor {list(tensor.shape)} made outside the step"
+            # An infinity that the program holds as a constant was asked for; a NaN was not.
+            self.note_state(Sink("captured", name, facts), tensor, asked=not facts.nan)
+            given.poisons[position] = self._poison[key]
+        return given
+
+    def _describe(
+        self, call: Call, node: Any, given: Given, born: tuple[int, Tensor, Tensor | None]
+    ) -> Birth | None:
+        position, output, mask = born
+        if mask is None:
+            return None
+        self._described += 1
+        if self._described > _MAX_DESCRIBED:
+            kind = measurement.kind_of(measurement.dense(output)[mask])
+            return Birth(position, int(mask.sum()), kind)
+        return describe_birth(
+            call,
+            node,
+            position=position,
+            output=output,
+            born=mask,
+            from_asked=bool(given.poisoned) and given.is_asked,
+        )
+
+
+def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tensor | None:
+    """Mask of the elements of `output` that this very op made non-finite; None if it made none.
+
+    An op makes a non-finite value where all it was given is finite, or where it turns infinities
+    that were asked for into NaN. Where it was handed a NaN, or an infinity that arithmetic made,
+    only a pointwise op can be told to have made another one beside it.
+    """
+    values = measurement.dense(output)
+    literals = [value for _, value in call.numbers if value - value != 0.0]
+    if not literals and not given.poisoned:
+        return measurement.nonfinite_mask(output)
+    has_nan = given.has_nan or any(math.isnan(value) for value in literals)
+    if given.is_asked and not has_nan and facts.nan:
+        return torch.isnan(values)
+    if not call.info.is_pointwise or literals or _is_drowned(given, facts):
+        return None
+    new = measurement.newborn_mask(output, given.nonfinite_masks())
+    return new if new is not None and bool(new.any()) else None
+
+
+def _is_drowned(given: Given, output: TensorFacts) -> bool:
+    """Whether an input was non-finite throughout, so that nothing new can show in the output."""
+    return any(
+        facts.nonfinite == facts.numel and facts.numel >= output.numel
+        for _, facts in given.poisoned
+    )
+
+
+def _shapes(tensors: Iterable[Tensor]) -> tuple[TensorFacts, ...]:
+    return tuple(shape_facts(tensor) for tensor in tensors)
+
+
+def _covers_storage(tensor: Tensor) -> bool:
+    """Whether a tensor looks at every byte of its storage."""
+    values = measurement.dense(tensor)
+    return values.numel() * values.element_size() >= values.untyped_storage().nbytes()
+
+
+def _looks_like_a_mask(tensor: Tensor, facts: TensorFacts) -> bool:
+    """Whether infinities stand in a tensor as they do in a mask: -inf, and 0 elsewhere."""
+    if facts.nan or facts.posinf or not facts.neginf:
+        return False
+    values = measurement.dense(tensor)
+    return not bool((values[torch.isfinite(values)] != 0).any())

@@ -1,0 +1,184 @@
+"""The dispatch mode: one plain tuple per aten op of the forward, the backward and the optimizer."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanhunt import measurement
+from nanhunt.recorder.flow import Flow
+from nanhunt.recorder.frames import read_frame, user_call
+from nanhunt.recorder.schema import Call, op_info
+from nanhunt.records import OpEvent, Phase, Sink, TensorFacts
+
+# Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
+_current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
+_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+_NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
+
+
+def unrecorded() -> contextlib.AbstractContextManager[Any]:
+    """Measure below every dispatch mode: neither recorded nor changed by an intervention."""
+    guard: contextlib.AbstractContextManager[Any] = torch._C._DisableTorchDispatch()  # noqa: SLF001
+    return guard
+
+
+class Recorder(TorchDispatchMode):
+    """Records the ops that run inside `with recorder.recording(model)`.
+
+    Set `stage` to the phase that is running. `note_state` before the step tells which tensors were
+    non-finite already, `sources_of` after it who made a tensor non-finite. The hot path appends a
+    tuple; `events` makes the records.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would wrap the hot path in the compiler's guard, whose import takes seconds; the
+        # step runs eagerly anyway, see `_compiled_code_run_eagerly`.
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stage: Phase = "forward"
+        self._flow = Flow()
+        self._raw: list[tuple[Any, ...]] = []
+        self._modules: list[str] = []
+        self._names: dict[int, str] = {}
+        self._node: Any = None
+        self._node_facts: tuple[str | None, int | None] = (None, None)
+        self._node_run = 0
+
+    @property
+    def state(self) -> tuple[Sink, ...]:
+        """The tensors that were non-finite before any recorded op wrote to them."""
+        return tuple(self._flow.state)
+
+    def note_state(self, sink: Sink, tensor: Tensor) -> None:
+        """Tell that a tensor is non-finite before the step starts."""
+        self._flow.note_state(sink, tensor)
+
+    def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
+        """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
+        return self._flow.sources_of(tensor)
+
+    def events(self) -> tuple[OpEvent, ...]:
+        """Make the records of everything seen so far."""
+        return tuple(_event(index, raw) for index, raw in enumerate(self._raw))
+
+    @contextlib.contextmanager
+    def recording(self, model: nn.Module | None = None) -> Iterator["Recorder"]:
+        """Record everything that runs inside; hooks are gone afterwards whatever happens."""
+        if model is not None:
+            self._names = {id(module): name for name, module in model.named_modules()}
+        modules = nn.modules.module
+        enter = modules.register_module_forward_pre_hook(self._enter_module)
+        leave = modules.register_module_forward_hook(self._leave_module, always_call=True)
+        try:
+            with _compiled_code_run_eagerly(), self:
+                yield self
+        finally:
+            enter.remove()
+            leave.remove()
+            self._modules.clear()
+            self._node = None
+
+    def _enter_module(self, module: nn.Module, _args: Any) -> None:
+        # A module from outside the model, a loss say, has no path: what it calls stays where it is.
+        outer = self._modules[-1] if self._modules else ""
+        self._modules.append(self._names.get(id(module), outer))
+
+    def _leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if self._modules:
+            self._modules.pop()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        call = Call(op_info(func), args, kwargs or {})
+        node = _current_node()
+        if node is not self._node:
+            self._enter_node(node)
+        inputs = call.inputs
+        # Measuring must not pass through the modes that stand below this one.
+        with unrecorded():
+            given = self._flow.measure_inputs(inputs, call.info)
+        shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        returned = func(*args, **call.kwargs)
+        outputs = call.outputs(returned)
+        place, applier = user_call()
+        with unrecorded():
+            met = self._flow.follow(call, node, given, outputs, len(self._raw))
+        self._raw.append(
+            (
+                self.stage,
+                call.info.name,
+                self._node_facts,
+                _sequence_number() - 1,
+                self._node_run,
+                self._modules[-1] if self._modules else "",
+                place,
+                applier,
+                shapes,
+                [(tensor.shape, tensor.dtype) for tensor in outputs],
+                met,
+            )
+        )
+        return returned
+
+    def _enter_node(self, node: Any) -> None:
+        # Holding the node keeps its identity: the next one cannot get the same address.
+        self._node = node
+        self._node_run += 1
+        if node is None:
+            self._node_facts = (None, None)
+            return
+        number = node._sequence_nr()  # noqa: SLF001 - no public name
+        name = node.name().removeprefix("torch::autograd::")
+        self._node_facts = (name, None if number == _NO_NUMBER else number)
+
+
+def _compiled_code_run_eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled functions eagerly, and leave them compiled.
+
+    Without this, one call under a dispatch mode leaves them uncompiled for the rest of the process.
+    Where the compiler was never imported there is nothing compiled, and importing it takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts, ...]:
+    return tuple(TensorFacts(tuple(shape), measurement.dtype_name(dtype)) for shape, dtype in pairs)
+
+
+def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
+    stage, op, (node, number), made, run, module, place, applier, given, outputs, met = raw
+    return OpEvent(
+        index=index,
+        phase=stage,
+        op=op,
+        inputs=met.inputs if met else _facts(given),
+        outputs=met.outputs if met else _facts(outputs),
+        node=node,
+        number=number,
+        made=made,
+        node_run=run,
+        module=module,
+        frame=read_frame(*place) if place else None,
+        caller=read_frame(*applier) if applier else None,
+        sources=met.sources if met else (),
+        birth=met.birth if met else None,
+        asked=bool(met and met.asked),
+    )

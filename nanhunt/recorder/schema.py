@@ -1,0 +1,110 @@
+"""What the schema of an aten op says, looked up once per op."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Ops whose output is finite whenever their inputs are, or that hold no value yet. Views need no
+# row: their schema tells.
+# fmt: off
+_CANNOT_MAKE = frozenset([
+    "clone", "cat", "stack", "index_select", "gather", "relu", "relu_",
+    "threshold_backward", "tanh", "sigmoid", "sign", "sgn", "neg", "abs", "embedding",
+    "zero_", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "rand",
+    "rand_like", "randn", "randn_like", "bernoulli", "gt", "lt", "ge", "le", "eq", "ne",
+    "argmax", "argmin", "select_backward", "slice_backward",
+])
+# fmt: on
+_UNINITIALISED = frozenset(
+    ["empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"]
+)
+
+
+class OpInfo(NamedTuple):
+    """What is worth knowing about one op overload before it runs.
+
+    `mutated` are the positions and names of the arguments that it writes to. `is_fresh` means that
+    its outputs own new memory, `is_view` that they only look at an input's.
+    """
+
+    name: str
+    is_view: bool
+    is_fresh: bool
+    is_screened: bool
+    is_pointwise: bool
+    mutated: tuple[tuple[int, str], ...]
+    arguments: tuple[str, ...]
+
+
+@functools.cache
+def op_info(func: Any) -> OpInfo:
+    """Read the schema of an op overload such as `torch.ops.aten.div.Tensor`."""
+    schema = func._schema  # noqa: SLF001 - the public name of a schema is this one
+    base = schema.name.split("::")[-1]
+    alias = schema.returns[0].alias_info if schema.returns else None
+    mutated = tuple(
+        (position, argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    is_view = alias is not None and not alias.is_write and not mutated
+    return OpInfo(
+        name=schema.name,
+        is_view=is_view,
+        is_fresh=alias is None,
+        is_screened=not is_view and base not in _CANNOT_MAKE and base not in _UNINITIALISED,
+        is_pointwise=torch.Tag.pointwise in func.tags,
+        mutated=mutated,
+        arguments=tuple(argument.name for argument in schema.arguments),
+    )
+
+
+class Call(NamedTuple):
+    """One call of an op: what its schema says, and its arguments."""
+
+    info: OpInfo
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Every tensor among the arguments, those inside lists too."""
+        return tensors_in((*self.args, *self.kwargs.values()))
+
+    @property
+    def named(self) -> Iterable[tuple[str, Any]]:
+        """Every argument with its name."""
+        return (*zip(self.info.arguments, self.args, strict=False), *self.kwargs.items())
+
+    @property
+    def numbers(self) -> tuple[tuple[str, float], ...]:
+        """The plain numbers among the arguments, by name."""
+        return tuple(
+            (name, float(value))
+            for name, value in self.named
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        )
+
+    def outputs(self, returned: Any) -> list[Tensor]:
+        """Returned tensors, then the mutated arguments that were not returned."""
+        outputs = tensors_in(returned if isinstance(returned, (list, tuple)) else (returned,))
+        for position, name in self.info.mutated:
+            in_place = position < len(self.args)
+            value = self.args[position] if in_place else self.kwargs.get(name)
+            known = {id(tensor) for tensor in outputs}
+            outputs.extend(t for t in tensors_in((value,)) if id(t) not in known)
+        return outputs
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among some values and inside the lists among them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(v for v in value if isinstance(v, Tensor))
+    return found

@@ -1,0 +1,98 @@
+"""What is measured at the ends of a step: the state before it, gradients and parameters after."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt import measurement
+from nanhunt.recorder import Recorder, unrecorded
+from nanhunt.records import Group, Sink, SinkKind
+from nanhunt.subject import Subject, named_tensors
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every element is finite."""
+    return measurement.count(tensor.detach()).is_finite
+
+
+def read_sink(
+    kind: SinkKind, name: str, tensor: Tensor, recorder: Recorder | None, group: str = ""
+) -> Sink:
+    """Count one tensor and, if it is not finite, ask the recorder who made it so."""
+    facts = measurement.count(tensor.detach())
+    if facts.is_finite:
+        return Sink(kind, name, facts, group)
+    where = measurement.first_indices(measurement.nonfinite_mask(tensor.detach()))
+    last = recorder.sources_of(tensor) if recorder else ()
+    return Sink(kind, name, facts, group, last, where[0] if where else ())
+
+
+def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
+    """Tell the recorder which tensors are non-finite before the step."""
+    kinds: list[tuple[SinkKind, str, Tensor]] = [
+        *(("batch", name, tensor) for name, tensor in named_tensors(batch)),
+        *(("parameter", name, tensor) for name, tensor in subject.model.named_parameters()),
+        *(("buffer", name, tensor) for name, tensor in subject.model.named_buffers()),
+        *(("optimizer", name, tensor) for name, tensor in _optimizer_tensors(subject)),
+    ]
+    with unrecorded():
+        for kind, name, tensor in kinds:
+            if not is_finite(tensor):
+                recorder.note_state(read_sink(kind, name, tensor, None), tensor)
+
+
+def _optimizer_tensors(subject: Subject) -> Iterator[tuple[str, Tensor]]:
+    if subject.optimizer is None:
+        return
+    names: dict[Tensor, str] = {p: name for name, p in subject.model.named_parameters()}
+    for parameter, values in subject.optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                yield f"{key} of {names.get(parameter, 'a parameter')}", value
+
+
+def measure_gradients(
+    subject: Subject, recorder: Recorder | None
+) -> tuple[list[Group], list[Sink]]:
+    """Norm and count per group, and a sink for every non-finite gradient."""
+    parameters: dict[str, nn.Parameter] = dict(subject.model.named_parameters())
+    groups: list[Group] = []
+    sinks: list[Sink] = []
+    with unrecorded(), torch.no_grad():
+        for group, names in subject.parameter_groups().items():
+            found = [(name, parameters[name].grad) for name in names]
+            given = [(name, grad) for name, grad in found if grad is not None]
+            norms = [_norm(grad) for _, grad in given]
+            poisoned = [
+                read_sink("gradient", name, grad, recorder, group)
+                for (name, grad), norm in zip(given, norms, strict=True)
+                if not math.isfinite(norm) and not is_finite(grad)
+            ]
+            sinks.extend(poisoned)
+            total = math.sqrt(math.fsum(n * n for n in norms)) if not poisoned else math.nan
+            groups.append(Group(group, total, len(poisoned), len(names), len(names) - len(given)))
+    return groups, sinks
+
+
+def _norm(gradient: Tensor) -> float:
+    values = measurement.dense(gradient)
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return float(torch.linalg.vector_norm(wide))
+
+
+def fingerprint(loss: Tensor, model: nn.Module) -> str:
+    """Digest loss and gradients bit by bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (loss, *(p.grad for p in model.parameters())):
+        if tensor is None:
+            digest.update(b"none")
+            continue
+        values = measurement.dense(tensor.detach()).contiguous().reshape(-1).cpu()
+        if values.is_complex():
+            values = torch.view_as_real(values).reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

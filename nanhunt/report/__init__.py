@@ -1,0 +1,22 @@
+"""The forms in which a report can be told: a name, and the function that renders it."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from nanhunt.errors import UsageError
+from nanhunt.records import Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMS: Mapping[str, str] = MappingProxyType({"terminal": "nanhunt.report.terminal"})
+
+
+def renderer(name: str) -> "Callable[[Report], RenderableType]":
+    """The `render` function of the form `name`; only its own module is imported."""
+    if name not in FORMS:
+        raise UsageError(f"{name!r} is no form of a report; known: {', '.join(sorted(FORMS))}")
+    render: Callable[[Report], RenderableType] = import_module(FORMS[name]).render
+    return render

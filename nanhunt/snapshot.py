@@ -1,0 +1,190 @@
+"""Everything that a replay must put back exactly, also when the step raises.
+
+Parameters, buffers, gradients, optimizer and scaler state, module modes, the random generators of
+Python, numpy and torch, and torch's global switches. Identity is kept: the same tensor objects hold
+the same bits afterwards.
+"""
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nanhunt.subject import Subject
+
+_Undo = Callable[[], object]
+
+
+@contextlib.contextmanager
+def preserved(subject: Subject) -> Iterator[None]:
+    """Put back, on leaving, all that a step of the subject may change."""
+    undo: list[_Undo] = [
+        _keep_switches(),
+        keep_generators(),
+        *_keep_modules(subject.model),
+        *_keep_optimizer(subject.optimizer),
+        _keep_scaler(subject.scaler),
+        _keep_weights(subject),
+    ]
+    try:
+        yield
+    finally:
+        for action in reversed(undo):
+            action()
+
+
+def keep_generators() -> _Undo:
+    """Remember the state of every random generator; calling the result puts it back."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - users draw from it
+    cpu = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002 - as above
+        torch.set_rng_state(cpu)
+        for index, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, index)
+
+    return restore
+
+
+def seed_generators(seed: int) -> None:
+    """Set every random generator as the start of each replay has it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - users draw from it
+    torch.manual_seed(seed)
+
+
+def _keep_switches() -> _Undo:
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    precision = torch.get_float32_matmul_precision()
+
+    def restore() -> None:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.autograd.set_detect_anomaly(*anomaly)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_float32_matmul_precision(precision)
+        torch.clear_autocast_cache()
+
+    return restore
+
+
+def _keep_tensor(tensor: Tensor) -> _Undo:
+    """Remember the bits, and the memory that held them: a cast gives the tensor another one."""
+    home, version = tensor.data, tensor.detach().clone()
+
+    def restore() -> None:
+        if tensor.data.data_ptr() != home.data_ptr() or tensor.dtype != home.dtype:
+            tensor.data = home
+        if not _same_bits(home, version):
+            with torch.no_grad():
+                home.copy_(version)
+
+    return restore
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype hold the same bits (NaN equals NaN, -0.0 is not 0.0)."""
+    if one.layout is not torch.strided or one.is_quantized:
+        return False
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    kind = width[one.element_size()]
+    return torch.equal(one.view(kind), other.view(kind))
+
+
+def _keep_modules(model: nn.Module) -> Iterator[_Undo]:
+    seen: set[int] = set()
+    for module in model.modules():
+        yield _keep_entries(module)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield _keep_tensor(tensor)
+                if isinstance(tensor, nn.Parameter):
+                    yield _keep_gradient(tensor)
+
+
+def _keep_entries(module: nn.Module) -> _Undo:
+    training = module.training
+    parameters, buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
+
+    def restore() -> None:
+        module.training = training
+        # Setting them through the module would register, and so check, them anew.
+        module.__dict__["_parameters"].clear()
+        module.__dict__["_parameters"].update(parameters)
+        module.__dict__["_buffers"].clear()
+        module.__dict__["_buffers"].update(buffers)
+
+    return restore
+
+
+def _keep_gradient(parameter: nn.Parameter) -> _Undo:
+    gradient, flag = parameter.grad, parameter.requires_grad
+    put_back = _keep_tensor(gradient) if gradient is not None else None
+
+    def restore() -> None:
+        parameter.grad = None
+        parameter.requires_grad_(flag)
+        if put_back is not None:
+            put_back()
+        parameter.grad = gradient
+
+    return restore
+
+
+def _keep_optimizer(optimizer: torch.optim.Optimizer | None) -> Iterator[_Undo]:
+    if optimizer is None:
+        return
+    state = {p: dict(values) for p, values in optimizer.state.items()}
+    for values in state.values():
+        for value in values.values():
+            if isinstance(value, Tensor):
+                yield _keep_tensor(value)
+    groups = [
+        {key: copy.copy(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+    def restore() -> None:
+        optimizer.state.clear()
+        optimizer.state.update({p: dict(values) for p, values in state.items()})
+        for group, kept in zip(optimizer.param_groups, groups, strict=True):
+            group.update(kept)
+
+    yield restore
+
+
+def _keep_scaler(scaler: Any) -> _Undo:
+    if scaler is None:
+        return lambda: None
+    state = copy.deepcopy(scaler.state_dict())
+
+    def restore() -> None:
+        if state:  # a disabled scaler has no state
+            scaler.load_state_dict(state)
+
+    return restore
+
+
+def _keep_weights(subject: Subject) -> _Undo:
+    before = subject.live_weights()
+
+    def restore() -> None:
+        for name, value in subject.live_weights().items():
+            if name in before and value != before[name]:
+                subject.reweighted(name, before[name])
+
+    return restore

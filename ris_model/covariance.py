@@ -1,0 +1,133 @@
+"""Covariance: from snapshots and from predicted factors; trace, loading, shrinkage, blending.
+
+Shapes: B scenes, L snapshots, M antennas, N elements, K source slots.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ris_model.config import CovarianceForm
+from ris_model.linalg import hermitise
+
+# Keeps the scaling finite at an all-zero matrix; every real trace is far above it.
+_LEAST_TRACE = 1e-12
+
+
+def read_trace(r: torch.Tensor) -> torch.Tensor:
+    """Real part of the trace of [..., N, N], as [..., 1, 1]."""
+    trace = r.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (trace.real if r.is_complex() else trace)[..., None, None]
+
+
+def scale_trace(r: torch.Tensor, trace: float) -> torch.Tensor:
+    """Scale [..., N, N] to the given trace."""
+    return r * (trace / read_trace(r).clamp_min(_LEAST_TRACE))
+
+
+def load_diagonal(r: torch.Tensor, loading: float) -> torch.Tensor:
+    """R + loading * I."""
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return r + loading * eye
+
+
+def estimate_samples(
+    y: torch.Tensor,
+    h: torch.Tensor,
+    *,
+    codes: torch.Tensor,
+    ridge: float = 1e-3,
+) -> torch.Tensor:
+    """Sample covariance R_samp = (1/L) sum_l x_l x_l^H of ridge least squares, at trace N.
+
+    x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 y_l,  Phi_l = H diag(c_l),
+    alpha = ridge * tr(Phi^H Phi) / N
+
+    |c_n| = 1, so Phi_l Phi_l^H = H H^H for every l: one solve per scene. The snapshot mean is
+    not subtracted: it belongs to the signal. The rank is at most L.
+
+    Args:
+        y: [B, L, M] snapshots.
+        h: [B, M, N] channel.
+        codes: [B, L, N] unit-modulus codes.
+        ridge: relative regularisation.
+
+    Returns:
+        [B, N, N] complex of the precision of `y`.
+    """
+    side = h.shape[-1]
+    gram_BMM = hermitise(h @ h.mH)
+    alpha = ridge * read_trace(gram_BMM) / side
+    eye = torch.eye(h.shape[-2], dtype=h.dtype, device=h.device)
+    z_BML = torch.linalg.solve(gram_BMM + alpha * eye, y.mT)
+    x_BLN = codes.conj() * (h.mH @ z_BML).mT
+    return scale_trace(hermitise(x_BLN.mT @ x_BLN.conj()), side)
+
+
+def retract(factors: torch.Tensor) -> torch.Tensor:
+    """QR retraction: the orthonormal basis Q of [B, N, K] factors.
+
+    Needs columns of full rank: QR has no finite gradient at a zero column.
+    """
+    basis: torch.Tensor = torch.linalg.qr(factors).Q
+    return basis
+
+
+def combine_factors(
+    angle: torch.Tensor,
+    ranges: torch.Tensor,
+    *,
+    range_weight: float,
+) -> torch.Tensor:
+    """F = Q(angle) + w * ranges, [B, N, K]; F F^H has rank K at most."""
+    return retract(angle) + range_weight * ranges
+
+
+def form_predicted(factors: torch.Tensor, *, trace: float) -> torch.Tensor:
+    """R = F F^H at the given trace, [B, N, N] from F [B, N, K]."""
+    return scale_trace(hermitise(factors @ factors.mH), trace)
+
+
+def form_blend(r: torch.Tensor, r_samp: torch.Tensor, *, blend: float) -> torch.Tensor:
+    """R_blend = (1 - beta) R + beta R_samp at trace N, from R at trace N.
+
+    The gradient goes to R alone, R_samp is data.
+    """
+    samples = scale_trace(r_samp.detach(), r.shape[-1])
+    return (1 - blend) * r + blend * samples
+
+
+def choose_shrinkage(snr_db: torch.Tensor, form: CovarianceForm) -> torch.Tensor:
+    """Shrinkage a = base * 10^(-snr/20), clipped; [B] from dB."""
+    return (form.shrink_base * 10.0 ** (-snr_db / 20.0)).clamp(form.shrink_min, form.shrink_max)
+
+
+def shrink(r: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    """(1 - a) R + a (tr R / N) I for [B, N, N] and a [B]; keeps the trace."""
+    a = amount[:, None, None]
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return (1 - a) * r + (a * read_trace(r) / r.shape[-1]) * eye
+
+
+def form_effective(
+    r: torch.Tensor,
+    snr_db: torch.Tensor,
+    *,
+    form: CovarianceForm,
+) -> torch.Tensor:
+    """Effective covariance (1 - a) (R + eps I) N / tr(R + eps I) + a I, at trace N.
+
+    Loading and shrinkage in one pass over the matrix: adding e I and scaling back is itself a
+    shrinkage, by e / (1 + e), and two shrinkages a, b are one, a + b - a b.
+
+    Args:
+        r: [B, N, N] Hermitian, at trace N.
+        snr_db: [B] dB.
+        form: loading eps and the law of the shrinkage a.
+
+    Returns:
+        [B, N, N], full rank.
+    """
+    load = form.loading / (1 + form.loading)
+    amount = choose_shrinkage(snr_db, form)
+    return shrink(r, amount + load - amount * load)

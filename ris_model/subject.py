@@ -1,0 +1,152 @@
+"""Subject: hands the whole system to whoever wants to examine it, by shape, not by import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from ris_model.config import Config, choose_preset
+from ris_model.data import Batch, draw_batch
+from ris_model.losses import Objective
+from ris_model.network import Localiser
+
+# Option -> the precision of the network under autocast; the loss is FP32 at least.
+AMP_DTYPES: dict[str, torch.dtype | None] = {
+    "off": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+PROFILES = ("incident",)
+_GREATEST_SEED = 2**63 - 1  # what torch.manual_seed takes
+GROUPS: dict[str, tuple[str, ...]] = {"backbone": ("backbone",), "head": ("head",)}
+
+LossFn = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Everything that one training step needs."""
+
+    model: nn.Module
+    batches: Callable[[int], Batch]  # index -> batch of the training split
+    loss_fn: LossFn  # weighted terms by name; their sum is the loss
+    name: str
+    seed: int
+    optimizer: torch.optim.Optimizer
+    weights: Callable[[], dict[str, float]]  # as the live objective holds them
+    reweight: Callable[[str, float], None]  # sets one there
+    scaler: torch.amp.GradScaler | None = None
+    scheduler: None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(GROUPS))
+
+
+def build(
+    profile: str = "incident",
+    preset: str = "full",
+    *,
+    seed: int | str = 0,
+    amp: str = "off",
+    batch_size: int | str | None = None,
+) -> Subject:
+    """Build a profile at a preset's size.
+
+    Options may be text, as a command line brings them. The seed decides the parameters and the
+    data; the random state of the caller is left as it was.
+
+    Raises:
+        ValueError: for an option that is not known, with what would be.
+    """
+    if profile not in PROFILES:
+        msg = f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}"
+        raise ValueError(msg)
+    config = choose_preset(preset)
+    precision = _choose_precision(amp)
+    root = _read_whole("seed", seed, least=0, most=_GREATEST_SEED)
+    if batch_size is not None:
+        size = _read_whole("batch_size", batch_size, most=config.training.train_scenes, least=1)
+        config = replace(config, training=replace(config.training, batch_size=size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(root)
+        model = Localiser(config)
+    objective = Objective(config)
+    return Subject(
+        model=model,
+        batches=_number_batches(config, seed=root),
+        loss_fn=_compose_loss(objective, precision),
+        name=f"ris:{profile}",
+        seed=root,
+        optimizer=_make_optimizer(model, config),
+        weights=objective.list_weights,
+        reweight=objective.reweight,
+        scaler=torch.amp.GradScaler("cpu") if precision is torch.float16 else None,
+    )
+
+
+def incident(
+    preset: str = "full",
+    seed: int | str = 0,
+    *,
+    amp: str = "off",
+    batch_size: int | str | None = None,
+) -> Subject:
+    """Build the system of the case report, as it failed on its first batch."""
+    return build("incident", preset, seed=seed, amp=amp, batch_size=batch_size)
+
+
+def _choose_precision(amp: str) -> torch.dtype | None:
+    """Autocast dtype of an option."""
+    if amp not in AMP_DTYPES:
+        msg = f"amp={amp!r} is not known; choose one of {', '.join(AMP_DTYPES)}"
+        raise ValueError(msg)
+    return AMP_DTYPES[amp]
+
+
+def _read_whole(name: str, value: int | str, *, least: int, most: int) -> int:
+    """Read a whole number that may be text."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        msg = f"{name} is {value!r}; give a whole number from {least} to {most}"
+        raise ValueError(msg)
+    return number
+
+
+def _number_batches(config: Config, *, seed: int) -> Callable[[int], Batch]:
+    """Index -> batch of the training split, made when asked for."""
+    available = config.training.count_batches("train")
+    size = config.training.batch_size
+
+    def draw(index: int) -> Batch:
+        if not 0 <= index < available:
+            msg = f"there is no batch {index}; the training split has batches 0 to {available - 1}"
+            raise IndexError(msg)
+        return draw_batch(config.scenario, seed=seed, split="train", index=index, size=size)
+
+    return draw
+
+
+def _compose_loss(objective: Objective, precision: torch.dtype | None) -> LossFn:
+    """Network under autocast when asked for, loss outside it."""
+
+    def loss_fn(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.autocast(batch.y.device.type, dtype=precision, enabled=precision is not None):
+            prediction = model(batch)
+        terms: dict[str, torch.Tensor] = objective(prediction, batch)
+        return terms
+
+    return loss_fn
+
+
+def _make_optimizer(model: Localiser, config: Config) -> torch.optim.Optimizer:
+    """AdamW; the head learns faster than the backbone."""
+    rate = config.training.learning_rate
+    groups = [
+        {"params": list(model.backbone.parameters()), "lr": rate},
+        {"params": list(model.head.parameters()), "lr": rate * config.training.head_factor},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.training.weight_decay)

@@ -1,0 +1,109 @@
+"""Covariance: traces, ranks and the sample covariance."""
+
+import pytest
+import torch
+
+from ris_model.config import CovarianceForm
+from ris_model.covariance import (
+    choose_shrinkage,
+    combine_factors,
+    estimate_samples,
+    form_blend,
+    form_effective,
+    form_predicted,
+    load_diagonal,
+    read_trace,
+    retract,
+    scale_trace,
+    shrink,
+)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random complex numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.complex128, generator=generator)
+
+
+FACTORS = draw(3, 16, 2)
+R = form_predicted(FACTORS, trace=16.0)
+SNR = torch.tensor([-5.0, 5.0, 20.0], dtype=torch.float64)
+FORM = CovarianceForm()
+
+
+def traces(r: torch.Tensor) -> torch.Tensor:
+    """Traces as a vector."""
+    return read_trace(r)[:, 0, 0]
+
+
+@pytest.mark.parametrize("trace", [1.0, 16.0])
+def test_predicted_covariance_has_its_trace_and_rank(trace):
+    """F F^H scaled: Hermitian, the trace asked for, rank K."""
+    r = form_predicted(FACTORS, trace=trace)
+    assert torch.allclose(traces(r), torch.full((3,), trace, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(r, hermitian=True).tolist() == [2, 2, 2]
+    assert torch.equal(r, r.mH)
+
+
+def test_blend_and_effective_keep_trace_n():
+    """Every covariance of the chain has trace N; the effective one has full rank."""
+    blend = form_blend(R, form_predicted(draw(3, 16, 8, seed=1), trace=16.0), blend=0.3)
+    effective = form_effective(blend, SNR, form=FORM)
+    for r in (blend, effective):
+        assert torch.allclose(traces(r), torch.full((3,), 16.0, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(blend, hermitian=True).tolist() == [10, 10, 10]
+    assert torch.linalg.eigvalsh(effective).min() > 1e-3
+
+
+def test_effective_equals_the_chain_step_by_step():
+    """Load, scale back to trace N, shrink: one pass gives the same."""
+    chain = shrink(scale_trace(load_diagonal(R, FORM.loading), 16.0), choose_shrinkage(SNR, FORM))
+    assert torch.allclose(form_effective(R, SNR, form=FORM), chain)
+
+
+def test_blend_gives_no_gradient_to_the_samples():
+    """The sample covariance is data."""
+    samples = R.clone().requires_grad_()
+    leaf = R.clone().requires_grad_()
+    form_blend(leaf, samples, blend=0.3).abs().square().sum().backward()
+    assert samples.grad is None
+    assert leaf.grad.isfinite().all()
+
+
+def test_shrinkage_follows_the_snr_within_its_limits():
+    """0.1 * 10^(-snr/20), clipped to [1e-4, 5e-2]."""
+    assert choose_shrinkage(SNR, FORM).tolist() == pytest.approx([0.05, 0.05, 0.01])
+    assert choose_shrinkage(torch.tensor([90.0]), FORM).item() == pytest.approx(1e-4)
+
+
+def test_zero_matrix_scales_to_zero():
+    """No division by a zero trace."""
+    assert scale_trace(torch.zeros(1, 4, 4), 4.0).abs().max() == 0
+
+
+def test_retraction_is_orthonormal_and_keeps_the_span():
+    """Q^H Q = I and Q Q^H A = A."""
+    q = retract(FACTORS)
+    assert torch.allclose(q.mH @ q, torch.eye(2, dtype=q.dtype).expand(3, 2, 2))
+    assert torch.allclose(q @ q.mH @ FACTORS, FACTORS)
+
+
+def test_combined_factors_have_the_rank_of_the_slots():
+    """Angle and range factors add up to rank K, not 2 K."""
+    f = combine_factors(FACTORS, draw(3, 16, 2, seed=2), range_weight=0.3)
+    assert torch.linalg.matrix_rank(f @ f.mH, hermitian=True).tolist() == [2, 2, 2]
+
+
+def test_sample_covariance_equals_the_ridge_written_out():
+    """One solve per scene equals a ridge solution per snapshot, outer products, mean kept."""
+    y, h = draw(1, 8, 4), draw(1, 4, 16, seed=1)
+    codes = torch.polar(torch.ones(1, 8, 16).double(), 6.3 * draw(1, 8, 16, seed=2).real)
+    total = torch.zeros(16, 16, dtype=torch.complex128)
+    for snapshot in range(8):
+        phi = h[0] @ torch.diag(codes[0, snapshot])
+        alpha = 1e-3 * (phi.mH @ phi).diagonal().sum().real / 16
+        inverse = torch.linalg.inv(phi.mH @ phi + alpha * torch.eye(16))
+        x = inverse @ phi.mH @ y[0, snapshot]
+        total += torch.outer(x, x.conj())
+    wanted = total * (16 / total.diagonal().sum().real)
+    assert torch.allclose(estimate_samples(y, h, codes=codes)[0], wanted)
