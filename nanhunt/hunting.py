@@ -19,8 +19,8 @@ from nanhunt.errors import UsageError
 from nanhunt.records import Ablation, Finding, Frame, Report, Run, Verdict
 from nanhunt.replay import Replay, blame_terms, replay
 from nanhunt.snapshot import keep_generators, seed_generators
-from nanhunt.subject import Subject, count_samples, map_tensors, told
-from nanhunt.variants import DEFAULT, NATIVE, Variant, device_of, variant
+from nanhunt.subject import Subject, count_samples, told
+from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of, variant
 
 ALL = "all"
 
@@ -83,7 +83,7 @@ class _Investigation:
         restore = keep_generators()
         try:
             seed_generators(self.subject.seed)
-            self.batch = map_tensors(self.subject.batch(self.index), lambda t: t.detach().clone())
+            self.batch = cast_batch(NATIVE, self.subject.batch(self.index))
         finally:
             restore()
         self.native = self.run(NATIVE)

@@ -120,7 +120,9 @@ class HalfEmulation(_EagerMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        stays = self._EMULATED.get(func._schema.name)  # noqa: SLF001 - its public name
+        schema = func._schema  # noqa: SLF001 - its public name
+        # An `out=` form shares the name and writes into an argument, which a copy would miss.
+        stays = None if schema.is_mutable else self._EMULATED.get(schema.name)
         if stays is None or not any(map(_is_half_on_cpu, pytree.arg_tree_leaves(*args, **kwargs))):
             return func(*args, **kwargs)
         self.used = True

@@ -97,11 +97,17 @@ def _tally(values: Tensor) -> tuple[int, int, int]:
 
 
 def _array(values: Tensor) -> "np.ndarray[Any, Any]":
-    values = values.detach()
-    if values.dtype == torch.bfloat16:
-        values = values.float()  # numpy has no such dtype
+    values = _widened(values.detach())  # numpy has no such dtypes
     array: np.ndarray[Any, Any] = values.resolve_conj().resolve_neg().numpy()
     return array
+
+
+def _widened(values: Tensor) -> Tensor:
+    """The same values in a dtype that every library knows, NaN and infinities included."""
+    if values.dtype == torch.complex32:
+        return values.to(torch.complex64)
+    is_rare = values.is_floating_point() and values.element_size() == 1  # the float8 family
+    return values.float() if is_rare or values.dtype == torch.bfloat16 else values
 
 
 def nonfinite_mask(tensor: Tensor) -> Tensor:
@@ -114,6 +120,7 @@ def nonfinite_mask(tensor: Tensor) -> Tensor:
 
 def kind_of(values: Tensor) -> Literal["nan", "inf", "nan and inf"]:
     """What the given non-finite values are."""
+    values = _widened(values)
     nan, inf = bool(torch.isnan(values).any()), bool(torch.isinf(values).any())
     return "nan and inf" if nan and inf else "nan" if nan else "inf"
 

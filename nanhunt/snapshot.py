@@ -26,16 +26,17 @@ def preserved(subject: Subject) -> Iterator[None]:
     undo: list[_Undo] = [
         _keep_switches(),
         keep_generators(),
-        *_keep_modules(subject.model),
+        *map(_keep_entries, subject.model.modules()),
+        *map(_keep_tensor, subject.model.buffers()),
+        *map(_keep_parameter, subject.parameters()),
         *_keep_optimizer(subject.optimizer),
         _keep_scaler(subject.scaler),
         _keep_weights(subject),
     ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for action in undo:
+            stack.callback(action)
         yield
-    finally:
-        for action in reversed(undo):
-            action()
 
 
 def keep_generators() -> _Undo:
@@ -104,18 +105,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(kind), other.view(kind))
 
 
-def _keep_modules(model: nn.Module) -> Iterator[_Undo]:
-    seen: set[int] = set()
-    for module in model.modules():
-        yield _keep_entries(module)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield _keep_tensor(tensor)
-                if isinstance(tensor, nn.Parameter):
-                    yield _keep_gradient(tensor)
-
-
 def _keep_entries(module: nn.Module) -> _Undo:
     training = module.training
     parameters, buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
@@ -131,15 +120,18 @@ def _keep_entries(module: nn.Module) -> _Undo:
     return restore
 
 
-def _keep_gradient(parameter: nn.Parameter) -> _Undo:
+def _keep_parameter(parameter: Tensor) -> _Undo:
     gradient, flag = parameter.grad, parameter.requires_grad
-    put_back = _keep_tensor(gradient) if gradient is not None else None
+    put_back = _keep_tensor(parameter)
+    put_gradient_back = _keep_tensor(gradient) if gradient is not None else None
 
     def restore() -> None:
+        # A gradient must have its parameter's dtype, so the parameter comes first.
         parameter.grad = None
+        put_back()
         parameter.requires_grad_(flag)
-        if put_back is not None:
-            put_back()
+        if put_gradient_back is not None:
+            put_gradient_back()
         parameter.grad = gradient
 
     return restore
@@ -153,8 +145,16 @@ def _keep_optimizer(optimizer: torch.optim.Optimizer | None) -> Iterator[_Undo]:
         for value in values.values():
             if isinstance(value, Tensor):
                 yield _keep_tensor(value)
+    for group in optimizer.param_groups:
+        for value in group.values():
+            if isinstance(value, Tensor):  # a learning rate may be one
+                yield _keep_tensor(value)
     groups = [
-        {key: copy.copy(value) for key, value in group.items() if key != "params"}
+        {
+            key: value if isinstance(value, Tensor) else copy.copy(value)
+            for key, value in group.items()
+            if key != "params"
+        }
         for group in optimizer.param_groups
     ]
 

@@ -118,6 +118,16 @@ class Subject:
             raise UsageError(f"the subject cannot set the weight {name!r}: it has no `reweight`")
         self.reweight(name, value)
 
+    def parameters(self) -> list[Tensor]:
+        """The model's parameters, then those that the optimizer alone holds.
+
+        Such is a weight of the loss that is trained along and belongs to no module.
+        """
+        held = self.optimizer.param_groups if self.optimizer is not None else ()
+        others = (parameter for group in held for parameter in group["params"])
+        unique = {id(parameter): parameter for parameter in (*self.model.parameters(), *others)}
+        return list(unique.values())
+
     def parameter_groups(self) -> dict[str, list[str]]:
         """Names of the trainable parameters in each group, in the order of the model.
 

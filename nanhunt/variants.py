@@ -112,7 +112,7 @@ def device_of(model: nn.Module) -> str:
 
 def cast_model(subject: Subject, real: torch.dtype) -> None:
     """Give parameters, buffers and optimizer state another precision, in place."""
-    for tensor in (*subject.model.parameters(), *subject.model.buffers()):
+    for tensor in (*subject.parameters(), *subject.model.buffers()):
         tensor.data = tensor.data.to(dtype_under(tensor.dtype, real))
     if subject.optimizer is not None:
         for values in subject.optimizer.state.values():

@@ -18,8 +18,9 @@ class _Origins:
     def __post_init__(self) -> None:
         for event in self.trace.events:
             # A number is shared by the ops that make no node after the one that made it, so the
-            # earliest counts. In the backward only recomputed ops, which have a line, make nodes.
-            if event.made is not None and (event.phase == "forward" or event.frame is not None):
+            # earliest counts. In a backward only recomputed ops and the formulas of a backward
+            # that is itself differentiated make nodes.
+            if event.made is not None:
                 self.by_number.setdefault(event.made, event)
 
     def of(self, event: OpEvent) -> OpEvent:
@@ -27,7 +28,9 @@ class _Origins:
         if event.number is None or event.phase == "forward":
             return event
         if event.number in self.by_number:
-            return self.by_number[event.number]
+            origin = self.by_number[event.number]
+            is_inner = origin.frame is None and (origin.number or 0) < event.number
+            return self.of(origin) if is_inner else origin
         # An in-place op on a view runs under a number that no forward event has.
         earlier = [number for number in self.by_number if number < event.number]
         return self.by_number[max(earlier)] if earlier else event

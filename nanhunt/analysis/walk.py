@@ -82,13 +82,14 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
 
 
 def _meets_kept_value(trace: Trace, event: OpEvent, phase: Phase) -> bool:
-    """Whether a backward op read a non-finite value that the forward had left (and hidden).
+    """Whether a backward op read non-finite values that the forward had left (and hidden) alone.
 
-    The loss is finite, so the forward was not at fault: the node that lets the value out is.
+    The loss is finite, so the forward was not at fault: the node that lets the value out of finite
+    gradients is. A node whose incoming gradient was non-finite already passed that on.
     """
-    if phase != "backward" or event.phase != "backward":
+    if phase != "backward" or event.phase != "backward" or not event.parents:
         return False
-    return any(source < 0 or trace.events[source].phase == "forward" for source in event.parents)
+    return all(source < 0 or trace.events[source].phase == "forward" for source in event.parents)
 
 
 def _continues(event: OpEvent) -> bool:

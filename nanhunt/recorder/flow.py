@@ -173,10 +173,10 @@ class Flow:
 
     def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""
-        if self._poison:
-            for tensor in outputs:
-                if info.is_fresh or _covers_storage(tensor):
-                    self._poison.pop(storage_key(tensor), None)
+        for tensor in outputs if self._poison else ():
+            key = storage_key(tensor)
+            if key in self._poison and (info.is_fresh or _is_storage_finite(tensor)):
+                del self._poison[key]
 
     def _mark(self, info: OpInfo, tensor: Tensor, index: int, *, asked: bool) -> None:
         key = storage_key(tensor)
@@ -257,6 +257,16 @@ def _covers_storage(tensor: Tensor) -> bool:
     """Whether a tensor looks at every byte of its storage."""
     values = measurement.dense(tensor)
     return values.numel() * values.element_size() >= values.untyped_storage().nbytes()
+
+
+def _is_storage_finite(tensor: Tensor) -> bool:
+    """Whether all of the memory is finite of which a finite tensor may look at a part."""
+    values = measurement.dense(tensor)
+    if _covers_storage(values) or not measurement.can_be_nonfinite(values):
+        return _covers_storage(values)
+    storage = values.untyped_storage()
+    whole = values.new_empty(0).set_(storage, 0, (storage.nbytes() // values.element_size(),))
+    return not measurement.is_suspect(whole)
 
 
 def _looks_like_a_mask(tensor: Tensor, facts: TensorFacts) -> bool:

@@ -116,14 +116,17 @@ class Recorder(TorchDispatchMode):
         returned = func(*args, **call.kwargs)
         outputs = call.outputs(returned)
         place, applier = user_call()
+        # A backward that builds no graph makes no nodes; the last number is the forward's.
+        makes_nodes = node is None or torch.is_grad_enabled()
         with unrecorded():
             met = self._flow.follow(call, node, given, outputs, len(self._raw))
         self._raw.append(
             (
-                self.stage,
+                # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
+                "backward" if node is not None else self.stage,
                 call.info.name,
                 self._node_facts,
-                _sequence_number() - 1,
+                _sequence_number() - 1 if makes_nodes else None,
                 self._node_run,
                 self._modules[-1] if self._modules else "",
                 place,

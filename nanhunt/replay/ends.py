@@ -73,7 +73,7 @@ def measure_gradients(
                 if not math.isfinite(norm) and not is_finite(grad)
             ]
             sinks.extend(poisoned)
-            total = math.sqrt(math.fsum(n * n for n in norms)) if not poisoned else math.nan
+            total = math.hypot(*norms) if not poisoned else math.nan
             groups.append(Group(group, total, len(poisoned), len(names), len(names) - len(given)))
     return groups, sinks
 

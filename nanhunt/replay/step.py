@@ -100,9 +100,9 @@ def _attempt(
     subject: Subject, batch: Any, variant: Variant, *, record: bool, scale: float
 ) -> Replay:
     try:
-        with preserved(subject), beneath() as execution:
+        with preserved(subject), beneath() as execution, torch.enable_grad():
             seed_generators(subject.seed)
-            for parameter in subject.model.parameters():
+            for parameter in subject.parameters():
                 parameter.grad = None
             step = _Step(subject, variant, execution, scale)
             return step.run(batch, Recorder() if record else None)
@@ -180,7 +180,7 @@ class _Step:
         if recorder:
             recorder.stage = "optimizer"
         if self.scale != 1.0:
-            for parameter in self.subject.model.parameters():
+            for parameter in self.subject.parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(self.scale)
         optimizer.step()
@@ -225,7 +225,7 @@ def blame_terms(subject: Subject, batch: Any) -> dict[str, bool]:
     about a term is confirmed by a real replay.
     """
     finite: dict[str, bool] = {}
-    with preserved(subject), beneath():
+    with preserved(subject), beneath(), torch.enable_grad():
         seed_generators(subject.seed)
         copied = cast_batch(NATIVE, batch)
         value = subject.call_loss(copied)
