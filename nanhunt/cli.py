@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.records import Report
 
 app = typer.Typer(
     name="nanhunt",
     help="Finds the operation that first makes a loss or a gradient non-finite, and why.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,7 +29,9 @@ CULPRIT, REFUSED, NOT_REPRODUCIBLE, INTERRUPTED = 1, 2, 3, 130
 
 @app.callback(invoke_without_command=True)
 def version(
-    *, show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False
+    context: typer.Context,
+    *,
+    show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     """Finds the operation that first makes a loss or a gradient non-finite, and why."""
     if show:
@@ -37,40 +39,51 @@ def version(
 
         typer.echo(f"nanhunt {metadata.version('nanhunt')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(REFUSED)
+
+
+_Subject = Annotated[
+    str | None,
+    typer.Argument(
+        help="An installed subject (see `nanhunt subjects`), path/to/file.py:factory or "
+        "package.module:factory. Without it: [tool.nanhunt] subject of pyproject.toml, "
+        "else the bundled incident."
+    ),
+]
+_Ablate = Annotated[
+    list[str] | None,
+    typer.Option(help="Weight or loss term to take out; repeat or separate by commas; `all`."),
+]
+_Precision = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Variants besides native: fp64, fp32, amp-fp16, amp-bf16, amp-fp16-net, "
+        "amp-bf16-net; repeat or separate by commas."
+    ),
+]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value for the subject's factory.")
+]
+_ExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
+]
 
 
 @app.command()
 def replay(  # noqa: PLR0913 - one parameter per option of the command
-    subject: Annotated[
-        str | None,
-        typer.Argument(
-            help="An installed subject (see `nanhunt subjects`), path/to/file.py:factory or "
-            "package.module:factory. Without it: [tool.nanhunt] subject of pyproject.toml, "
-            "else the bundled incident."
-        ),
-    ] = None,
+    subject: _Subject = None,
     *,
     batch: Annotated[int, typer.Option(help="Index of the batch.")] = 0,
-    ablate: Annotated[
-        list[str] | None,
-        typer.Option(help="Weight or loss term to take out; repeat or separate by commas; `all`."),
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Variants besides native: fp64, fp32, amp-fp16, amp-bf16, amp-fp16-net, "
-            "amp-bf16-net; repeat or separate by commas."
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for the subject's factory.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Under which the factory is called.")] = 0,
+    ablate: _Ablate = None,
+    precision: _Precision = None,
+    option: _Set = None,
+    seed: Annotated[int, typer.Option(help="Under which the subject is built.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Replay so many other initialisations.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write the report there as well.")] = None,
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
-    ] = False,
+    exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
     _check_folder(json)
@@ -87,8 +100,13 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         loaded = load(subject, options=options, seed=seed, device=device)
         if loaded.remark:
             typer.echo(loaded.remark)
+        others = (
+            load(loaded.spec, options=options, seed=seed + k, device=device).subject
+            for k in range(1, seeds + 1)
+        )
         report = hunt(
             loaded.subject,
+            others=others,
             batch=batch,
             precisions=_names(precision) or DEFAULT,
             ablate=_names(ablate),
@@ -96,15 +114,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         )
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
-    if json is not None:
-        from nanhunt import store
-
-        store.save(report, json)
-    _print(report)
-    if exit_code and report.deterministic is False:
-        raise typer.Exit(NOT_REPRODUCIBLE)
-    if exit_code and report.verdict in ("culprit", "unexplained"):
-        raise typer.Exit(CULPRIT)
+    _deliver(report, json, exit_code=exit_code)
 
 
 @app.command()
@@ -155,14 +165,24 @@ def _check_folder(path: Path | None) -> None:
         raise UsageError(f"--json {path} is a folder; name a file in it")
 
 
-def _print(report: object) -> None:
+def _deliver(report: Report, json: Path | None, *, exit_code: bool) -> None:
+    """Save and print a report, and leave with the code that it deserves."""
+    if json is not None:
+        from nanhunt import store
+
+        store.save(report, json)
+    _print(report)
+    if exit_code and report.deterministic is False:
+        raise typer.Exit(NOT_REPRODUCIBLE)
+    if exit_code and report.verdict in ("culprit", "unexplained"):
+        raise typer.Exit(CULPRIT)
+
+
+def _print(report: Report) -> None:
     from rich.console import Console
 
-    from nanhunt.records import Report
     from nanhunt.report import renderer
 
-    if not isinstance(report, Report):
-        raise TypeError(report)
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(width=None if sys.stdout.isatty() else 100, soft_wrap=False)
@@ -185,17 +205,18 @@ def _progress() -> Iterator[Callable[[str], object]]:
 def main() -> None:
     """Run the command line; every deliberate refusal is one sentence and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="nanhunt", standalone_mode=False)
     except NanhuntError as error:
         code = _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("nanhunt: interrupted", err=True)
         code = INTERRUPTED
     except Exception as error:
         told = getattr(error, "format_message", None)  # what the option parser raises
         if told is None:
             raise
         code = _refuse(told())
+    if code == INTERRUPTED:  # also what typer itself makes of Ctrl-C
+        typer.echo("nanhunt: interrupted", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

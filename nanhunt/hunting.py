@@ -5,21 +5,22 @@ The only room that knows both columns: it runs the replays and hands their trace
 
 import linecache
 import platform
-import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from nanhunt import analysis
-from nanhunt.errors import UsageError
-from nanhunt.records import Ablation, Finding, Frame, Report, Run, Verdict
+from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.places import readable_frame, readable_path
+from nanhunt.records import Ablation, Answer, Finding, Report, Run, Sample, Sink, Verdict
 from nanhunt.replay import Replay, blame_terms, replay
 from nanhunt.snapshot import keep_generators, seed_generators
-from nanhunt.subject import Subject, count_samples, told
+from nanhunt.structure import count_samples, take_samples
+from nanhunt.subject import Subject, told
 from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of, variant
 
 ALL = "all"
@@ -31,6 +32,7 @@ def hunt(
     batch: int = 0,
     precisions: Sequence[str] = DEFAULT,
     ablate: Sequence[str] = (),
+    others: Iterable[Subject] = (),
     progress: Callable[[str], object] = lambda _: None,
 ) -> Report:
     """Replay one step of a subject in several variants and report the first non-finite value.
@@ -40,6 +42,7 @@ def hunt(
         batch: index of the batch.
         precisions: names of variants; `native` is always run and alone decides the verdict.
         ablate: weights or terms to take out; `"all"` tries every one.
+        others: the same subject from other initialisations, to see whether it fails there too.
         progress: called with a short text before each replay.
 
     Returns:
@@ -49,6 +52,7 @@ def hunt(
         SubjectError: the step as given cannot be run.
         UsageError: a precision, weight or term that does not exist.
     """
+    start = time.perf_counter()
     chosen = [variant(name) for name in precisions if name != NATIVE.name]
     investigation = _Investigation(Subject.of(subject), batch, progress)
     investigation.start()
@@ -56,7 +60,10 @@ def hunt(
     for each in chosen:
         investigation.run(each)
     investigation.ablate(ablate, chosen)
-    return investigation.report(tuple(precisions), tuple(ablate))
+    investigation.try_sizes()
+    investigation.try_others(others)
+    report = investigation.report(tuple(precisions), tuple(ablate))
+    return replace(report, seconds=time.perf_counter() - start)
 
 
 @dataclass(slots=True)
@@ -72,8 +79,9 @@ class _Investigation:
     deterministic: bool | None = None
     runs: list[Run] = field(default_factory=list)
     ablations: list[Ablation] = field(default_factory=list)
+    sizes: list[Sample] = field(default_factory=list)
+    seeds: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
 
     # -- replays -----------------------------------------------------------------------------
 
@@ -189,14 +197,7 @@ class _Investigation:
 
     def _search(self, wanted: Sequence[str], *, everything: bool) -> None:
         """Find what cures: rank terms by one backward each, confirm each claim by a replay."""
-        self.progress("one backward per term")
-        try:
-            finite = blame_terms(self.subject, self.batch)
-        except Exception as error:  # noqa: BLE001 - a graph that cannot be kept ends no hunt
-            self.notes.append(f"terms could not be ranked: {told(error)}")
-            finite = {}
-        accused = [term for term, is_finite in finite.items() if not is_finite]
-        suspects = list(dict.fromkeys((*self._terms_of_culprits(), *accused)))
+        suspects = list(dict.fromkeys((*self._terms_of_culprits(), *self._accused_terms())))
         tried = {a.names[0] for a in self.ablations if a.mode == "without"}
         for term in suspects if not everything else [t.name for t in self._native.run.terms]:
             name = self._handle(term)
@@ -207,6 +208,22 @@ class _Investigation:
             self._alone(term, requested=False)
         if not suspects and not everything:
             self.notes.append("every term alone has a finite backward: the terms fail together")
+
+    def _accused_terms(self) -> list[str]:
+        """The terms whose own backward is not finite at the first poisoned parameters."""
+        self.progress("one backward per term")
+        trace = self._native.trace
+        sinks = [s for s in trace.nonfinite_sinks if s.kind == "gradient"] if trace else []
+        nearest: dict[str, Sink] = {}
+        for sink in sorted(sinks, key=lambda s: min(s.last, default=0)):
+            nearest.setdefault(sink.group, sink)
+        try:
+            names = [sink.name for sink in nearest.values()]
+            finite = blame_terms(self.subject, self.batch, names)
+        except Exception as error:  # noqa: BLE001 - a graph that cannot be kept ends no hunt
+            self.notes.append(f"terms could not be ranked: {told(error)}")
+            return []
+        return [term for term, is_finite in finite.items() if not is_finite]
 
     def _terms_of_culprits(self) -> list[str]:
         """The terms that own a culprit by themselves; a shared node accuses nobody."""
@@ -222,6 +239,32 @@ class _Investigation:
         terms = [term.name for term in self._native.run.terms]
         return next((t for t in terms if t == name or self._handle(t) == name), None)
 
+    # -- does it come again ------------------------------------------------------------------
+
+    def try_sizes(self) -> None:
+        """Replay a failing step with 1, 2, 4, … of its samples."""
+        samples = count_samples(self.batch)
+        if self._native.run.is_finite or samples is None:
+            return
+        size = 1
+        while size < samples:
+            self.progress(f"{size} of {samples} samples")
+            part = take_samples(self.batch, size, samples)
+            try:
+                run = replay(self.subject, part, NATIVE, record=False).run
+            except NanhuntError as error:
+                self.notes.append(f"{size} of {samples} samples could not be replayed: {error}")
+                return
+            self.sizes.append(Sample(size, run.is_finite))
+            size *= 2
+
+    def try_others(self, others: Iterable[Subject]) -> None:
+        """Replay the step from other initialisations."""
+        for other in others:
+            self.progress(f"seed {other.seed}")
+            run = replay(other, self.batch, NATIVE, record=False).run
+            self.seeds.append(Sample(other.seed, run.is_finite))
+
     # -- the report --------------------------------------------------------------------------
 
     def report(self, precisions: Sequence[str], ablate: Sequence[str]) -> Report:
@@ -229,6 +272,7 @@ class _Investigation:
         weights = self.subject.live_weights()
         interest = [n for n in ablate if n != ALL]
         interest += [self._handle(t) for t in self._terms_of_culprits()]
+        interest += [name for a in self.ablations if a.cures for name in a.names]
         trace = self._native.trace
         if (
             trace is not None
@@ -237,6 +281,7 @@ class _Investigation:
         ):
             self.notes.extend(analysis.vector_use(trace))
         self._note_silent_terms()
+        twins = analysis.confusable_names(list(weights), interest)
         return Report(
             subject=self.subject.name or type(self.subject.model).__name__,
             batch=self.index,
@@ -250,12 +295,31 @@ class _Investigation:
             runs=tuple(self.runs),
             ablations=tuple(self.ablations),
             precision=analysis.judge_precision(self.runs),
-            twins=analysis.confusable_names(list(weights), interest),
+            diagnosis=self._diagnosis(twins),
+            twins=twins,
             weights=tuple(weights.items()),
             deterministic=self.deterministic,
             notes=tuple(dict.fromkeys(self.notes)),
             not_checked=tuple(self._unchecked(precisions)),
         )
+
+    def _diagnosis(self, twins: tuple[tuple[str, str], ...]) -> tuple[Answer, ...]:
+        trace = self._native.trace
+        if trace is None:
+            return ()
+        case = analysis.Case(
+            run=self._native.run,
+            trace=trace,
+            runs=tuple(self.runs),
+            ablations=tuple(self.ablations),
+            weights=self.subject.live_weights(),
+            configured=self.subject.configured,
+            twins=twins,
+            deterministic=self.deterministic,
+            sizes=tuple(self.sizes),
+            seeds=tuple(self.seeds),
+        )
+        return analysis.diagnose(case)
 
     def _verdict(self) -> Verdict:
         if not self._native.run.is_finite:
@@ -277,6 +341,8 @@ class _Investigation:
         if device_of(self.subject.model) == "cpu":
             yield "CUDA"
         yield "other batches (--batch N) and other initialisations"
+        if any(type(m).__name__ == "OptimizedModule" for m in self.subject.model.modules()):
+            yield "compiled code: it was replayed eagerly"
         left = [name for name in DEFAULT if name not in precisions and name != NATIVE.name]
         if left:
             yield f"precisions {', '.join(left)}"
@@ -302,9 +368,6 @@ def _versions() -> tuple[tuple[str, str], ...]:
     )
 
 
-# -- from places on this machine to places a reader knows -----------------------------------------
-
-
 def _settle(finding: Finding, run: Run) -> Finding:
     """Give a finding its source line, readable paths and the size of each poisoned group."""
     sizes: Mapping[str, int] = {g.name: g.parameters - g.without_gradient for g in run.groups}
@@ -314,23 +377,8 @@ def _settle(finding: Finding, run: Run) -> Finding:
         source=source or None,
         file=readable_path(finding.file) if finding.file else None,
         path=tuple(
-            replace(step, frame=_readable_frame(step.frame)) if step.frame else step
+            replace(step, frame=readable_frame(step.frame)) if step.frame else step
             for step in finding.path
         ),
         poisoned=tuple((name, n, sizes.get(name, n)) for name, n, _ in finding.poisoned),
     )
-
-
-def _readable_frame(frame: Frame) -> Frame:
-    return replace(frame, file=readable_path(frame.file))
-
-
-def readable_path(file: str) -> str:
-    """A path relative to where the command runs, else to where Python imports from."""
-    path = Path(file)
-    for root in (Path.cwd(), *map(Path, sorted(filter(None, sys.path), key=len, reverse=True))):
-        try:
-            return str(path.relative_to(root))
-        except ValueError:
-            continue
-    return file

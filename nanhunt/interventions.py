@@ -16,8 +16,11 @@ _REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 # Draws differ with the dtype; these draw in FP32 as the plain step does, and cast what was drawn.
-_DRAWN = frozenset(["rand", "randn", "rand_like", "randn_like"])
-_DRAWN_IN_PLACE = frozenset(["normal_", "uniform_", "exponential_", "log_normal_", "cauchy_"])
+_DRAWN = frozenset(["rand", "randn", "rand_like", "randn_like", "normal", "bernoulli"])
+_DRAWN_IN_PLACE = frozenset(
+    ["normal_", "uniform_", "exponential_", "log_normal_", "cauchy_", "bernoulli_"]
+)
+_DRAWING = torch.float32
 
 
 def dtype_under(dtype: torch.dtype, real: torch.dtype) -> torch.dtype:
@@ -63,9 +66,27 @@ class PrecisionRewriting(_EagerMode):
             kwargs["dtype"] = dtype_under(kwargs["dtype"], self.real)
         if name in ("_softmax", "_log_softmax"):
             args = (*args[:2], False)  # half_to_float: nothing is half any more
-        if not _keeps_memory(func):
-            args, kwargs = pytree.tree_map_only(Tensor, self._cast, (args, kwargs))
+        args, kwargs = self._cast_operands(func, args, kwargs)
+        if name == "lift_fresh":  # a literal: nobody else holds its memory
+            return self._cast(func(*args, **kwargs))
         return func(*args, **kwargs)
+
+    def _cast_operands(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Cast what an op only reads; a copy of what it looks at or writes to will not do."""
+        arguments = func._schema.arguments  # noqa: SLF001 - its public name
+        values = {**{a.name: v for a, v in zip(arguments, args, strict=False)}, **kwargs}
+        aliased = {a.name for a in arguments if a.alias_info is not None}
+        written = pytree.tree_leaves([values.get(name) for name in aliased])
+        if any(isinstance(t, Tensor) and self._cast(t) is not t for t in written):
+            return args, kwargs  # memory from outside keeps its dtype, and so must its operands
+        cast = {
+            name: value if name in aliased else pytree.tree_map_only(Tensor, self._cast, value)
+            for name, value in values.items()
+        }
+        names = [a.name for a in arguments[: len(args)]]
+        return tuple(cast[name] for name in names), {name: cast[name] for name in kwargs}
 
     def _cast(self, tensor: Tensor) -> Tensor:
         wanted = dtype_under(tensor.dtype, self.real)
@@ -74,17 +95,19 @@ class PrecisionRewriting(_EagerMode):
     def _draw(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_place: bool
     ) -> Tensor:
-        if not in_place:
-            drawn: Tensor = func(*args, **{**kwargs, "dtype": torch.float32})
-            return self._cast(drawn)
-        target: Tensor = args[0]
-        scratch = torch.empty_like(target, dtype=torch.float32)
-        return target.copy_(func(scratch, *args[1:], **kwargs))
-
-
-def _keeps_memory(func: Any) -> bool:
-    """Whether an op looks at or writes to the memory of an argument, so that a copy will not do."""
-    return any(argument.alias_info is not None for argument in func._schema.arguments)  # noqa: SLF001
+        read = args[1:] if in_place else args
+        read = pytree.tree_map_only(Tensor, lambda t: t.to(dtype_under(t.dtype, _DRAWING)), read)
+        if in_place:
+            target: Tensor = args[0]
+            scratch = torch.empty_like(target, dtype=dtype_under(target.dtype, _DRAWING))
+            return target.copy_(func(scratch, *read, **kwargs))
+        if any(a.name == "dtype" for a in func._schema.arguments):  # noqa: SLF001 - as above
+            # A double that was asked for is drawn as one; what is double by default is not.
+            like = next((t.dtype for t in read if isinstance(t, Tensor)), _DRAWING)
+            asked = kwargs.get("dtype")
+            is_double = asked in (torch.float64, torch.complex128)
+            kwargs["dtype"] = asked if is_double else dtype_under(asked or like, _DRAWING)
+        return self._cast(func(*read, **kwargs))
 
 
 class HalfEmulation(_EagerMode):

@@ -7,7 +7,7 @@ import inspect
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def load(
             `package.module:factory`; None takes `[tool.nanhunt] subject` of the nearest
             `pyproject.toml`, else the bundled one.
         options: keyword arguments of the factory.
-        seed: under which the factory is called.
+        seed: under which the factory is called; it is also its option `seed`, if it has one.
         device: where the model and its batches are put.
 
     Raises:
@@ -53,12 +53,20 @@ def load(
         UsageError: the factory takes no such option, or there is no such device.
     """
     _check_device(device)
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"--seed takes a whole number from -2**63 to 2**64 - 1; got {seed}")
     remark = ""
     if spec is None:
         spec, remark = _default()
     factory = find(spec)
-    value = _call(factory, spec, options or {}, seed)
-    return Loaded(moved(Subject.of(value), device), spec, remark)
+    given = dict(options or {})
+    takes_seed = "seed" in (_option_names(factory) or ())
+    if takes_seed:
+        given.setdefault("seed", seed)
+    built = Subject.of(_call(factory, spec, given, seed))
+    if not takes_seed:
+        built = replace(built, seed=seed)
+    return Loaded(moved(built, device), spec, remark)
 
 
 def installed() -> tuple[EntryPoint, ...]:
@@ -92,7 +100,7 @@ def find(spec: str) -> Callable[..., Any]:
         )
     if not callable(factory):
         raise SubjectError(
-            f"{spec} is not a factory but a {type(factory).__name__}; "
+            f"{spec} is not a factory but an object of type {type(factory).__name__}; "
             f"name a function that returns the subject"
         )
     found: Callable[..., Any] = factory
@@ -123,10 +131,14 @@ def _default() -> tuple[str, str]:
 
 def _subject_in(file: Path) -> str | None:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table: Any = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SubjectError(f"{file} cannot be read: {error}") from error
-    named = table.get("tool", {}).get("nanhunt", {}).get("subject")
+    for key in ("tool", "nanhunt"):
+        table = table.get(key, {})
+        if not isinstance(table, dict):
+            raise SubjectError(f"{key} in {file} is to be a table; got {table!r}")
+    named = table.get("subject")
     if named is not None and not isinstance(named, str):
         raise SubjectError(f"[tool.nanhunt] subject of {file} is to be a string; got {named!r}")
     return named
@@ -160,7 +172,7 @@ def _imported(action: Callable[[], Any], spec: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise SubjectError(f"the subject {spec} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(f"importing the subject {spec} raised {told(error)}") from error
 
 
@@ -172,26 +184,29 @@ def _call(factory: Callable[..., Any], spec: str, options: Mapping[str, Any], se
             return factory(**options)
     except NanhuntError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(f"the factory {spec} raised {told(error)}") from error
 
 
 def _check_options(factory: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [
-        n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    for name in options:
-        if name not in known:
+    known = _option_names(factory)
+    for name in () if known is None else options:
+        if name not in (known or ()):
             raise UsageError(
                 f"the subject {spec} has no option {name!r}; "
-                f"it takes {', '.join(known) if known else 'none'}"
+                f"it takes {', '.join(known or ()) or 'none'}"
             )
+
+
+def _option_names(factory: Callable[..., Any]) -> list[str] | None:
+    """The options that a factory takes by name; None where it takes any, or does not tell."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def read_option(text: str) -> tuple[str, Any]:
@@ -205,5 +220,5 @@ def read_option(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set takes key=value, as in --set preset=tiny; got {text!r}")
     try:
         return key.strip(), ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return key.strip(), value

@@ -60,7 +60,7 @@ def is_suspect(tensor: Tensor) -> bool:
     else:
         # float16 and narrower overflow on their own sums long before any element does.
         probe = tensor.sum(dtype=torch.float32)
-    value = float(probe)
+    value = probe.item()
     return value - value != 0.0
 
 

@@ -141,30 +141,33 @@ def _keep_optimizer(optimizer: torch.optim.Optimizer | None) -> Iterator[_Undo]:
     if optimizer is None:
         return
     state = {p: dict(values) for p, values in optimizer.state.items()}
-    for values in state.values():
-        for value in values.values():
-            if isinstance(value, Tensor):
-                yield _keep_tensor(value)
-    for group in optimizer.param_groups:
-        for value in group.values():
-            if isinstance(value, Tensor):  # a learning rate may be one
-                yield _keep_tensor(value)
-    groups = [
-        {
-            key: value if isinstance(value, Tensor) else copy.copy(value)
-            for key, value in group.items()
-            if key != "params"
-        }
-        for group in optimizer.param_groups
-    ]
+    # A learning rate may be a tensor, which a scheduler holds as well.
+    tables = [*state.values(), *optimizer.param_groups]
+    yield from (_keep_tensor(v) for table in tables for v in table.values() if _is_tensor(v))
+    yield from map(_keep_group, optimizer.param_groups)
 
     def restore() -> None:
         optimizer.state.clear()
         optimizer.state.update({p: dict(values) for p, values in state.items()})
-        for group, kept in zip(optimizer.param_groups, groups, strict=True):
-            group.update(kept)
 
     yield restore
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _keep_group(group: dict[str, Any]) -> _Undo:
+    kept = {
+        key: value if key == "params" or _is_tensor(value) else copy.copy(value)
+        for key, value in group.items()
+    }
+
+    def restore() -> None:
+        group.clear()
+        group.update(kept)
+
+    return restore
 
 
 def _keep_scaler(scaler: Any) -> _Undo:

@@ -4,10 +4,10 @@ The contract is a shape, not a class: any object with the attributes of `Subject
 package can offer its training step for examination without depending on nanhunt.
 """
 
-import copy
 import dataclasses
+import importlib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nanhunt.errors import SubjectError, UsageError
+from nanhunt.errors import NanhuntError, SubjectError, UsageError
+from nanhunt.structure import map_tensors
 
 Weights: TypeAlias = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
@@ -37,6 +38,7 @@ class Subject:
         scheduler: kept for those who step it; a replay does not.
         weights: the weights of the loss terms *as the live objective holds them*; give a function
             where the mapping does not follow `reweight`.
+        configured: the weights as the configuration has them, for comparison.
         reweight: `reweight(name, value)` sets one weight in the live objective.
         groups: names for sets of parameters, each given by prefixes of parameter names or by the
             parameters themselves; the model's top-level children when empty.
@@ -52,6 +54,7 @@ class Subject:
     scaler: Any = None
     scheduler: Any = None
     weights: Weights = field(default_factory=dict)
+    configured: Mapping[str, float] = field(default_factory=dict)
     reweight: Callable[[str, float], object] | None = None
     groups: Mapping[str, Iterable[str | nn.Parameter]] = field(default_factory=dict)
 
@@ -67,8 +70,8 @@ class Subject:
             SubjectError: it is none of these; the sentence says what came.
         """
         if isinstance(value, cls):
-            return value
-        if isinstance(value, tuple) and len(value) == 3:
+            return _checked(value)
+        if isinstance(value, tuple) and len(value) == 3 and not hasattr(value, "batches"):
             model, batch, loss_fn = value
             return _checked(cls(model, [batch], loss_fn))
         if not all(hasattr(value, name) for name in ("model", "batches", "loss_fn")):
@@ -78,7 +81,9 @@ class Subject:
             )
         names = [f.name for f in dataclasses.fields(cls)]
         given = {name: getattr(value, name) for name in names if hasattr(value, name)}
-        return _checked(cls(**given))
+        needed = {name: given.pop(name) for name in ("model", "batches", "loss_fn")}
+        named = {name: item for name, item in given.items() if item is not None}
+        return _checked(cls(**needed, **named))
 
     def batch(self, index: int) -> Any:
         """The batch at an index.
@@ -87,16 +92,24 @@ class Subject:
             SubjectError: there is no such batch, or making it failed.
         """
         if not callable(self.batches):
+            if not len(self.batches):
+                raise SubjectError(f"batch {index} is out of range: the subject has no batches")
             if not 0 <= index < len(self.batches):
                 raise SubjectError(
                     f"batch {index} is out of range: the subject has {len(self.batches)} "
                     f"(0 to {len(self.batches) - 1})"
                 )
             return self.batches[index]
+        if index < 0:
+            raise SubjectError(f"batch {index} is out of range: batches are counted from 0")
         try:
             return self.batches(index)
+        except NanhuntError:
+            raise
         except (IndexError, KeyError, ValueError) as error:
             raise SubjectError(f"batch {index} is out of range: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise SubjectError(f"making batch {index} raised {told(error)}") from error
 
     def call_loss(self, batch: Any) -> Any:
         """`loss_fn` on the model and a batch: a tuple is splatted, anything else one argument."""
@@ -196,65 +209,10 @@ def moved(subject: Subject, device: str) -> Subject:
     )
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Rebuild a batch with every tensor in it changed; other values are kept as they are.
-
-    Looks into tuples, named tuples, lists, mappings and data classes. A tensor that occurs twice
-    is changed once, so that aliases stay aliases.
-    """
-    known: dict[int, Tensor] = {}
-
-    def once(tensor: Tensor) -> Tensor:
-        if id(tensor) not in known:
-            known[id(tensor)] = change(tensor)
-        return known[id(tensor)]
-
-    return _map(value, once)
-
-
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, change) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, change) for item in value)
-    if isinstance(value, dict):
-        changed = copy.copy(value)  # keeps the class, and what else it carries
-        for key, item in value.items():
-            changed[key] = _map(item, change)
-        return changed
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **_map(fields, change))
-    return value
-
-
-def named_tensors(value: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a batch with the expression that reaches it: `batch[0]`, `batch.y`."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key in value._fields:
-            yield from named_tensors(getattr(value, key), f"{name}.{key}")
-    elif isinstance(value, (tuple, list)):
-        for position, item in enumerate(value):
-            yield from named_tensors(item, f"{name}[{position}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from named_tensors(item, f"{name}[{key!r}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            yield from named_tensors(getattr(value, entry.name), f"{name}.{entry.name}")
-
-
-def count_samples(batch: Any) -> int | None:
-    """The leading size that most tensors of a batch share; None when there is none."""
-    sizes = [tensor.shape[0] for _, tensor in named_tensors(batch) if tensor.dim() > 0]
-    return max(set(sizes), key=sizes.count) if sizes else None
-
-
-_NOT_THEIRS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<frozen")
+_NOT_THEIRS = (
+    *(str(Path(package).parent) for package in (__file__, torch.__file__, importlib.__file__)),
+    "<frozen",
+)
 
 
 def told(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nanhunt.errors import UsageError
 from nanhunt.interventions import HalfEmulation, PrecisionRewriting, dtype_under
-from nanhunt.subject import Subject, map_tensors
+from nanhunt.structure import map_tensors
+from nanhunt.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """From what was measured to what follows: pure functions over records, without torch.
 
 `walk` goes back from the non-finite sinks to the op that made the value, `finding` says what, where
-and why, `comparison` sets runs and ablations side by side.
+and why, `comparison` sets runs and ablations side by side, `diagnosis` answers the questions that
+people ask of a NaN.
 """
 
 from nanhunt.analysis.comparison import (
@@ -11,11 +12,14 @@ from nanhunt.analysis.comparison import (
     judge_precision,
     vector_use,
 )
+from nanhunt.analysis.diagnosis import Case, diagnose
 from nanhunt.analysis.finding import find_culprits
 
 __all__ = [
+    "Case",
     "confusable_names",
     "describe_nonfinite",
+    "diagnose",
     "find_culprits",
     "judge_ablation",
     "judge_precision",

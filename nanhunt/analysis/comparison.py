@@ -46,7 +46,8 @@ def judge_precision(runs: Sequence[Run]) -> str:
     if single is not None and single.is_finite:
         sentences.append("a fault of range or rounding in half precision: gone in fp32")
     elif double is not None and double.is_finite:
-        sentences.append("a fault of rounding or range: gone in fp64, not in fp32")
+        remains = ", not in fp32" if single is not None and single.raised is None else ""
+        sentences.append(f"a fault of rounding or range: gone in fp64{remains}")
     elif double is not None and double.raised is None:
         sentences.append(_failed_in_double(native, double))
     return "; ".join(sentences)
@@ -93,7 +94,9 @@ def judge_ablation(
         mode="without",
         requested=True,
         finite=after.is_finite,
-        took_effect=_took_effect(was, now, ops_after, loss_changed=before.loss != after.loss),
+        took_effect=None
+        if after.raised is not None
+        else _took_effect(was, now, ops_after, loss_changed=_differ(before.loss, after.loss)),
         weight_before=was,
         weight_after=now,
         ops_before=ops_before,
@@ -102,6 +105,10 @@ def judge_ablation(
         groups=after.groups,
         raised=after.raised,
     )
+
+
+def _differ(one: float, other: float) -> bool:
+    return one != other and not (math.isnan(one) and math.isnan(other))
 
 
 def _took_effect(

@@ -206,10 +206,13 @@ def _evidence(event: OpEvent, samples: int | None) -> Iterator[str]:
         f"{base_name(event.op)} returned {birth.count} {made} of {facts.numel} elements "
         f"{list(facts.shape)}{spread}{first}"
     )
+    said: set[tuple[float, ...]] = set()
     for operand in birth.operands:
         kept = operand.role.startswith("saved")
-        if not kept or (birth.spectrum is None and operand.at_zero is not None):
+        is_news = operand.at_zero is not None and operand.at not in said
+        if not kept or (birth.spectrum is None and is_news):
             yield _operand_evidence(event, operand, birth)
+            said.add(operand.at)
     if birth.scalars and not birth.operands:
         yield "arguments: " + ", ".join(f"{name} = {value:g}" for name, value in birth.scalars)
 

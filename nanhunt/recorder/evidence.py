@@ -1,5 +1,6 @@
 """What is read at the moment a non-finite value is born: the operands, and what the node kept."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -65,14 +66,14 @@ def _read_saved(node: Any, born: Tensor) -> tuple[list[Operand], Spectrum | None
     spectrum, is_over = None, True
     kind: type = type(node)
     for name in _saved_names(kind) if node is not None else ():
-        try:
+        # Released, refused by a user's unpack hook, or a transform's tensor without memory: what
+        # cannot be read is no evidence, and no reason to end the hunt.
+        with contextlib.suppress(Exception):
             value = getattr(node, name)
-        except Exception:  # noqa: BLE001, S112 - released, or a user's unpack hook that refuses
-            continue
-        if isinstance(value, Tensor):
-            is_over = False
-            if name in _SPECTRA:
-                spectrum = measurement.read_spectrum(value)
-            role = f"saved {name.removeprefix('_saved_')}"
-            operands.append(measurement.read_operand(role, value, born))
+            if isinstance(value, Tensor):
+                is_over = False
+                if name in _SPECTRA:
+                    spectrum = measurement.read_spectrum(value)
+                role = f"saved {name.removeprefix('_saved_')}"
+                operands.append(measurement.read_operand(role, value, born))
     return operands, spectrum, is_over

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nanhunt import measurement
 from nanhunt.recorder.evidence import describe_birth
@@ -22,10 +23,16 @@ _MAX_DESCRIBED = 256
 
 
 class Poison(NamedTuple):
-    """Who left the non-finite elements of one storage, and whether they were asked for."""
+    """Who left the non-finite elements of one storage, and whether they were asked for.
+
+    `counted` are the facts of the views of it that were counted since it was last written to.
+    `memory` is a weak reference: while it lives no other storage gets the same identity.
+    """
 
     sources: tuple[int, ...]
     asked: bool
+    counted: dict[tuple[object, ...], TensorFacts]
+    memory: object
 
 
 @dataclass(slots=True)
@@ -105,6 +112,12 @@ def storage_key(tensor: Tensor) -> int:
     return key
 
 
+def _memory_of(tensor: Tensor) -> object:
+    if not storage_key(tensor):
+        return None
+    return StorageWeakRef(measurement.dense(tensor).untyped_storage())
+
+
 class Flow:
     """Follows the non-finite values of one step from op to op."""
 
@@ -117,7 +130,8 @@ class Flow:
         """Tell that a tensor was non-finite before any recorded op wrote to it."""
         if asked is None:
             asked = _looks_like_a_mask(tensor, sink.facts)
-        self._poison[storage_key(tensor)] = Poison((-1 - len(self.state),), asked)
+        sources = (-1 - len(self.state),)
+        self._poison[storage_key(tensor)] = Poison(sources, asked, {}, _memory_of(tensor))
         self.state.append(sink)
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
@@ -127,6 +141,8 @@ class Flow:
 
     def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
+        if info.is_update and storage_key(inputs[0]) not in self._poison:
+            self._note_stranger(inputs[0])  # what it holds now cannot be told afterwards
         if not self._poison or info.is_view:
             return None
         poisons = [self._poison.get(storage_key(tensor)) for tensor in inputs]
@@ -136,7 +152,7 @@ class Flow:
         for position, (tensor, poison) in enumerate(zip(inputs, poisons, strict=True)):
             if poison is None or not measurement.can_be_nonfinite(tensor):
                 continue
-            facts = given.facts[position] = measurement.count(tensor)
+            facts = given.facts[position] = _count_once(tensor, poison)
             if info.is_pointwise and info.mutated and not facts.is_finite:
                 given.masks[position] = measurement.nonfinite_mask(tensor)
         return given if given.poisoned else None
@@ -161,7 +177,7 @@ class Flow:
         birth = self._describe(call, node, given, (position, outputs[position], born))
         asked = born is None and given.is_asked
         for i in found:
-            self._mark(info, outputs[i], index, asked=asked)
+            self._mark(info, outputs[i], found[i], (index, asked))
         facts = tuple(found.get(i) or shape_facts(t) for i, t in enumerate(outputs))
         return Met(given.all_facts(), facts, given.all_sources(), birth, asked)
 
@@ -175,16 +191,24 @@ class Flow:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""
         for tensor in outputs if self._poison else ():
             key = storage_key(tensor)
-            if key in self._poison and (info.is_fresh or _is_storage_finite(tensor)):
+            if key not in self._poison:
+                continue
+            if info.is_fresh or _is_storage_finite(tensor):
                 del self._poison[key]
+            else:
+                self._poison[key].counted.clear()
 
-    def _mark(self, info: OpInfo, tensor: Tensor, index: int, *, asked: bool) -> None:
+    def _mark(self, info: OpInfo, tensor: Tensor, facts: TensorFacts, by: tuple[int, bool]) -> None:
+        """Note that op number `by[0]` left non-finite elements here, asked for or not."""
+        index, asked = by
         key = storage_key(tensor)
         old = self._poison.get(key)
+        counted = {_view_key(tensor): facts}
         if old is None or info.is_fresh or _covers_storage(tensor):
-            self._poison[key] = Poison((index,), asked)
+            self._poison[key] = Poison((index,), asked, counted, _memory_of(tensor))
         else:
-            self._poison[key] = Poison((*old.sources, index), asked and old.asked)
+            sources = (*old.sources, index)
+            self._poison[key] = Poison(sources, asked and old.asked, counted, old.memory)
 
     def _measure_strangers(self, inputs: list[Tensor], outputs: list[Tensor]) -> Given:
         """Count inputs that no recorded op wrote: the value may come from outside the step."""
@@ -195,11 +219,17 @@ class Flow:
             facts = given.facts[position] = None if key in written else measurement.count(tensor)
             if facts is None or facts.is_finite:
                 continue
+            self._note_stranger(tensor)
+            given.poisons[position] = self._poison[key]
+        return given
+
+    def _note_stranger(self, tensor: Tensor) -> None:
+        """Note a tensor that no recorded op wrote, if it is not finite."""
+        facts = measurement.count(tensor)
+        if not facts.is_finite:
             name = f"a tensor {list(tensor.shape)} made outside the step"
             # An infinity that the program holds as a constant was asked for; a NaN was not.
             self.note_state(Sink("captured", name, facts), tensor, asked=not facts.nan)
-            given.poisons[position] = self._poison[key]
-        return given
 
     def _describe(
         self, call: Call, node: Any, given: Given, born: tuple[int, Tensor, Tensor | None]
@@ -249,6 +279,20 @@ def _is_drowned(given: Given, output: TensorFacts) -> bool:
     )
 
 
+def _view_key(tensor: Tensor) -> tuple[object, ...]:
+    if tensor.layout is not torch.strided:
+        return (id(tensor),)
+    is_conj = tensor.is_conj()
+    return (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, is_conj)
+
+
+def _count_once(tensor: Tensor, poison: Poison) -> TensorFacts:
+    key = _view_key(tensor)
+    if key not in poison.counted:
+        poison.counted[key] = measurement.count(tensor)
+    return poison.counted[key]
+
+
 def _shapes(tensors: Iterable[Tensor]) -> tuple[TensorFacts, ...]:
     return tuple(shape_facts(tensor) for tensor in tensors)
 
@@ -265,7 +309,8 @@ def _is_storage_finite(tensor: Tensor) -> bool:
     if _covers_storage(values) or not measurement.can_be_nonfinite(values):
         return _covers_storage(values)
     storage = values.untyped_storage()
-    whole = values.new_empty(0).set_(storage, 0, (storage.nbytes() // values.element_size(),))
+    size = storage.nbytes() // values.element_size()
+    whole = values.new_empty(0).set_(storage, 0, (size,), (1,))
     return not measurement.is_suspect(whole)
 
 

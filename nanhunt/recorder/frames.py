@@ -29,23 +29,25 @@ _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib", "platlib")})
 
 
+# Two code objects may be equal and stand in different files, so caches go by the file.
 @functools.cache
-def _is_user_code(code: CodeType) -> bool:
-    file = code.co_filename
+def _is_user_code(file: str) -> bool:
     if file.startswith((_TORCH_DIR, _OWN_DIR, "<frozen")):
         return False
     return not file.startswith(_STDLIB_DIR) or file.startswith(_PACKAGE_DIRS)
 
 
-@functools.cache
 def _is_boundary(code: CodeType) -> bool:
     """Whether nothing further out can be the user's line of this op.
 
     The engine's frame is one: an op of a C++ node has no line of its own, its origin is looked up.
     """
-    if code is _ENGINE_CODE:
-        return True
-    return code.co_filename.startswith(_OWN_DIR) and not code.co_filename.startswith(_MODE_PLACES)
+    return code is _ENGINE_CODE or _is_own_room(code.co_filename)
+
+
+@functools.cache
+def _is_own_room(file: str) -> bool:
+    return file.startswith(_OWN_DIR) and not file.startswith(_MODE_PLACES)
 
 
 def user_call() -> tuple[Place | None, Place | None]:
@@ -53,7 +55,7 @@ def user_call() -> tuple[Place | None, Place | None]:
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
     while frame is not None:
         code = frame.f_code
-        if _is_user_code(code):
+        if _is_user_code(code.co_filename):
             return (code, frame.f_lasti), _applier(frame)
         if _is_boundary(code):
             return None, None
@@ -70,10 +72,14 @@ def _applier(frame: FrameType) -> Place | None:
     return (back.f_code, back.f_lasti) if back is not None else None
 
 
-@functools.lru_cache(maxsize=65536)
 def read_frame(code: CodeType, offset: int) -> Frame:
     """The line of the instruction at a byte offset: the first line of a call that spans several."""
+    return Frame(code.co_filename, _line_at(code, offset), code.co_qualname)
+
+
+@functools.lru_cache(maxsize=65536)
+def _line_at(code: CodeType, offset: int) -> int:
     for index, positions in enumerate(code.co_positions()):
         if index == offset // 2 and positions[0]:
-            return Frame(code.co_filename, positions[0], code.co_qualname)
-    return Frame(code.co_filename, code.co_firstlineno, code.co_qualname)
+            return positions[0]
+    return code.co_firstlineno

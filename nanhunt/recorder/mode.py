@@ -14,12 +14,14 @@ from nanhunt.recorder.flow import Flow
 from nanhunt.recorder.frames import read_frame, user_call
 from nanhunt.recorder.schema import Call, op_info
 from nanhunt.records import OpEvent, Phase, Sink, TensorFacts
+from nanhunt.structure import named_tensors
 
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
 _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
 
 
+ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
 
 
@@ -53,6 +55,7 @@ class Recorder(TorchDispatchMode):
         self._node: Any = None
         self._node_facts: tuple[str | None, int | None] = (None, None)
         self._node_run = 0
+        self.outputs: list[tuple[str, Tensor]] = []
 
     @property
     def state(self) -> tuple[Sink, ...]:
@@ -75,7 +78,7 @@ class Recorder(TorchDispatchMode):
     def recording(self, model: nn.Module | None = None) -> Iterator["Recorder"]:
         """Record everything that runs inside; hooks are gone afterwards whatever happens."""
         if model is not None:
-            self._names = {id(module): name for name, module in model.named_modules()}
+            self._names = {id(module): name or ROOT for name, module in model.named_modules()}
         modules = nn.modules.module
         enter = modules.register_module_forward_pre_hook(self._enter_module)
         leave = modules.register_module_forward_hook(self._leave_module, always_call=True)
@@ -86,6 +89,7 @@ class Recorder(TorchDispatchMode):
             enter.remove()
             leave.remove()
             self._modules.clear()
+            self.outputs.clear()
             self._node = None
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
@@ -93,9 +97,11 @@ class Recorder(TorchDispatchMode):
         outer = self._modules[-1] if self._modules else ""
         self._modules.append(self._names.get(id(module), outer))
 
-    def _leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+    def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._modules:
             self._modules.pop()
+        if self._names.get(id(module)) == ROOT:
+            self.outputs.extend(named_tensors(output, "output"))
 
     def __torch_dispatch__(
         self,

@@ -18,6 +18,8 @@ _CANNOT_MAKE = frozenset([
     "argmax", "argmin", "select_backward", "slice_backward",
 ])
 # fmt: on
+_OVERWRITES = frozenset(["copy_", "fill_", "zero_"])
+_SELF = ((0, "self"),)
 _UNINITIALISED = frozenset(
     ["empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"]
 )
@@ -27,7 +29,8 @@ class OpInfo(NamedTuple):
     """What is worth knowing about one op overload before it runs.
 
     `mutated` are the positions and names of the arguments that it writes to. `is_fresh` means that
-    its outputs own new memory, `is_view` that they only look at an input's.
+    its outputs own new memory, `is_view` that they only look at an input's, `is_update` that it
+    reads the elements that it overwrites.
     """
 
     name: str
@@ -35,6 +38,7 @@ class OpInfo(NamedTuple):
     is_fresh: bool
     is_screened: bool
     is_pointwise: bool
+    is_update: bool
     mutated: tuple[tuple[int, str], ...]
     arguments: tuple[str, ...]
 
@@ -50,13 +54,16 @@ def op_info(func: Any) -> OpInfo:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+    is_screened = base not in _CANNOT_MAKE and base not in _UNINITIALISED
+    is_pointwise = torch.Tag.pointwise in func.tags
     is_view = alias is not None and not alias.is_write and not mutated
     return OpInfo(
         name=schema.name,
         is_view=is_view,
         is_fresh=alias is None,
-        is_screened=not is_view and base not in _CANNOT_MAKE and base not in _UNINITIALISED,
-        is_pointwise=torch.Tag.pointwise in func.tags,
+        is_screened=not is_view and is_screened,
+        is_pointwise=is_pointwise,
+        is_update=is_pointwise and is_screened and mutated == _SELF and base not in _OVERWRITES,
         mutated=mutated,
         arguments=tuple(argument.name for argument in schema.arguments),
     )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from nanhunt import measurement
 from nanhunt.recorder import Recorder, unrecorded
-from nanhunt.records import Group, Sink, SinkKind
-from nanhunt.subject import Subject, named_tensors
+from nanhunt.records import Group, Sink, SinkKind, TensorFacts
+from nanhunt.structure import named_tensors
+from nanhunt.subject import Subject
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -43,6 +44,19 @@ def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
         for kind, name, tensor in kinds:
             if not is_finite(tensor):
                 recorder.note_state(read_sink(kind, name, tensor, None), tensor)
+
+
+def measure_batch(batch: Any) -> tuple[tuple[str, TensorFacts], ...]:
+    """What was counted in each tensor of the batch, by name."""
+    return tuple((name, measurement.count(tensor)) for name, tensor in named_tensors(batch))
+
+
+def measure_outputs(recorder: Recorder) -> tuple[Sink, ...]:
+    """What the root module returned in the forward that was just recorded."""
+    with unrecorded():
+        return tuple(
+            read_sink("output", name, tensor, recorder) for name, tensor in recorder.outputs
+        )
 
 
 def _optimizer_tensors(subject: Subject) -> Iterator[tuple[str, Tensor]]:
@@ -78,10 +92,20 @@ def measure_gradients(
     return groups, sinks
 
 
+def without_gradient(model: nn.Module) -> tuple[str, ...]:
+    """Names of the trainable parameters that got no gradient."""
+    named = model.named_parameters()
+    return tuple(name for name, p in named if p.requires_grad and p.grad is None)
+
+
 def _norm(gradient: Tensor) -> float:
     values = measurement.dense(gradient)
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return float(torch.linalg.vector_norm(wide))
+    norm = float(torch.linalg.vector_norm(wide))
+    if math.isinf(norm) and is_finite(values):  # the squares do not fit, the norm may
+        largest = wide.abs().max()
+        norm = float(largest) * float(torch.linalg.vector_norm(wide / largest))
+    return norm
 
 
 def fingerprint(loss: Tensor, model: nn.Module) -> str:

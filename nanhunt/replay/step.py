@@ -13,7 +13,15 @@ from torch import Tensor
 from nanhunt.errors import NanhuntError, SubjectError
 from nanhunt.recorder import Recorder
 from nanhunt.records import Group, Run, Sink, Term, Trace
-from nanhunt.replay.ends import fingerprint, is_finite, measure_gradients, note_state, read_sink
+from nanhunt.replay.ends import (
+    fingerprint,
+    is_finite,
+    measure_batch,
+    measure_gradients,
+    measure_outputs,
+    note_state,
+    read_sink,
+)
 from nanhunt.replay.objective import Objective, check_loss, count_ops, read_objective, term_owners
 from nanhunt.snapshot import preserved, seed_generators
 from nanhunt.subject import Subject, told
@@ -59,9 +67,15 @@ def replay(
     """
     start = time.perf_counter()
     scale = _first_scale(subject, variant)
-    done = _attempt(subject, batch, variant, record=record, scale=scale)
-    if scale > 1.0 and not done.run.is_finite and done.run.raised is None:
+    # Under a scale, recording waits until the scale is known at which there is something to see.
+    done = _attempt(subject, batch, variant, record=record and scale <= 1.0, scale=scale)
+    if scale > 1.0 and done.run.raised is None and not done.run.is_finite:
         done = _fit_scale(subject, batch, variant, record=record, failed=done)
+    if record and done.trace is None and done.run.raised is None and variant.name == NATIVE.name:
+        # The native trace also counts the ops of each term, so it is wanted of a finite step too.
+        recorded = _attempt(subject, batch, variant, record=True, scale=done.run.scale or 1.0)
+        notes = tuple(dict.fromkeys((*recorded.run.notes, *done.run.notes)))
+        done = replace(recorded, run=replace(recorded.run, notes=notes))
     return replace(done, run=replace(done.run, seconds=time.perf_counter() - start))
 
 
@@ -82,12 +96,13 @@ def _fit_scale(
     """
     lowest = _attempt(subject, batch, variant, record=record, scale=1.0)
     if not lowest.run.is_finite:
-        return lowest
+        note = f"non-finite at loss scale {failed.run.scale:g} and still at 1"
+        return replace(lowest, run=replace(lowest.run, notes=(*lowest.run.notes, note)))
     fits, fails = 0, math.ceil(math.log2(failed.run.scale or 1.0))
     best = lowest
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        tried = _attempt(subject, batch, variant, record=record, scale=2.0**middle)
+        tried = _attempt(subject, batch, variant, record=False, scale=2.0**middle)
         if tried.run.is_finite:
             fits, best = middle, tried
         else:
@@ -108,7 +123,7 @@ def _attempt(
             return step.run(batch, Recorder() if record else None)
     except NanhuntError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if variant == NATIVE:
             raise SubjectError(f"the step raised {told(error)}") from error
         run = Run(variant.name, variant.without, raised=told(error))
@@ -135,6 +150,7 @@ class _Step:
                 subject.reweighted(name, 0.0)
         weights = subject.live_weights()
         recording = recorder.recording(model) if recorder else contextlib.nullcontext()
+        outputs: tuple[Sink, ...] = ()
         with contextlib.ExitStack() as precision, recording:
             precision.enter_context(above(self.variant, subject, self.execution))
             if recorder:
@@ -142,6 +158,7 @@ class _Step:
             objective = self._forward(copied)
             if recorder:
                 self.owners = term_owners(objective.terms)
+                outputs = measure_outputs(recorder)
             self._backward(objective.loss, recorder)
             groups, sinks = measure_gradients(subject, recorder)
             stepped: list[Sink] = []
@@ -154,7 +171,19 @@ class _Step:
         run = self._line(objective, terms, groups, len(stepped), len(events))
         if recorder is None:
             return Replay(self.variant, run, None, digest, weights)
-        trace = Trace(events, tuple(sinks), recorder.state, run.loss, terms, self.owners)
+        trace = Trace(
+            events,
+            tuple(sinks),
+            recorder.state,
+            run.loss,
+            terms,
+            self.owners,
+            measure_batch(copied),
+            outputs,
+            tuple(
+                name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
+            ),
+        )
         return Replay(self.variant, run, trace, digest, weights)
 
     def _forward(self, batch: Any) -> Objective:
@@ -212,17 +241,23 @@ class _Step:
             terms=terms,
             groups=tuple(scaled),
             stepped_nonfinite=stepped,
-            scale=self.scale if self.scale != 1.0 or self.variant.scaled else None,
+            scale=self.scale if self.scale != 1.0 else None,
             notes=tuple(notes),
             ops=ops,
         )
 
 
-def blame_terms(subject: Subject, batch: Any) -> dict[str, bool]:
+def blame_terms(subject: Subject, batch: Any, at: Sequence[str]) -> dict[str, bool]:
     """Rank the loss terms: whether each one's own backward is finite, over one retained graph.
 
     Cheap, and only a ranking: two terms may be finite each and overflow together, so every claim
     about a term is confirmed by a real replay.
+
+    Args:
+        subject: what is examined.
+        batch: the batch.
+        at: names of the parameters at which the gradients are looked at; the nearer they are to
+            the loss, the less of the backward has to run.
     """
     finite: dict[str, bool] = {}
     with preserved(subject), beneath(), torch.enable_grad():
@@ -231,11 +266,11 @@ def blame_terms(subject: Subject, batch: Any) -> dict[str, bool]:
         value = subject.call_loss(copied)
         if not isinstance(value, Mapping):
             return {}
-        parameters = [p for p in subject.model.parameters() if p.requires_grad]
+        parameters = [p for name, p in subject.model.named_parameters() if name in at]
         terms = read_objective(value, NATIVE, {}).terms
         for name, term in terms.items():
             gradients: Sequence[Tensor | None] = ()
-            if term.requires_grad:
+            if term.requires_grad and parameters:
                 gradients = torch.autograd.grad(
                     term, parameters, retain_graph=True, allow_unused=True
                 )

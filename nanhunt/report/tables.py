@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from nanhunt.records import Ablation, Group, Report, Run
-from nanhunt.report.layout import Column, Sheet, clean, number, said, short
+from nanhunt.report.layout import GAP, Column, Sheet, beside, clean, clipped, number, said, short
 
 GOOD, BAD, ODD, FAINT = "green", "red", "yellow", "dim"
 NONE = "–"
+ANSWER = 13  # room of an answer
 FEW = 3  # so many groups of parameters are shown without their total, where they fit
 _RAISED_DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TOOK_EFFECT = {True: ("yes", ""), False: ("NO", BAD), None: ("cannot tell", ODD)}
@@ -40,6 +42,22 @@ def ablations(report: Report, sheet: Sheet) -> list[Text]:
             f"{name} ({number(weights[name])})" if name in weights else name for name in pair
         )
         lines += sheet.wrapped(said(("near twins: ", ODD), f"{first} and {second} are two weights"))
+    return lines
+
+
+def diagnosis(report: Report, sheet: Sheet) -> list[Text]:
+    """Every question, its answer, and what was measured for it."""
+    if not report.diagnosis:
+        return []
+    asks = min(max(cell_len(a.asks) for a in report.diagnosis), sheet.width // 2) + GAP
+    inner = sheet.inside(asks + ANSWER)
+    lines = [said(("Diagnosis", "bold"))]
+    for each in report.diagnosis:
+        label = clipped(said(each.asks), asks - GAP)
+        label.pad_right(asks - label.cell_len)
+        style = ODD if each.answer == "cannot tell" else ""
+        label += said((each.answer, style))
+        lines += beside(label, inner.wrapped(said(each.evidence)), asks + ANSWER)
     return lines
 
 

@@ -313,4 +313,11 @@ def _doubts(report: Report, sheet: Sheet) -> list[Text]:
 
 _Section = Callable[[Report, Sheet], list[Text]]
 _HEALTHY: tuple[_Section, ...] = (_health, _doubts)
-_SECTIONS: tuple[_Section, ...] = (_verdict, tables.runs, tables.ablations, _path, _notes)
+_SECTIONS: tuple[_Section, ...] = (
+    _verdict,
+    tables.runs,
+    tables.ablations,
+    tables.diagnosis,
+    _path,
+    _notes,
+)

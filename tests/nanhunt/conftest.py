@@ -18,9 +18,9 @@ def groups(backbone, head, *, nonfinite=(0, 0)):
 
 EIGH = Finding(
     phase="backward",
-    op="aten.linalg_eigh",
+    op="aten::linalg_eigh",
     node="LinalgEighBackward0",
-    formula_op="aten.div_",
+    formula_op="aten::div_",
     file="ris_model/losses.py",
     line=214,
     function="align",
@@ -39,14 +39,14 @@ EIGH = Finding(
     ),
     recipes=("gap_projector", "values_only"),
     path=(
-        Step("aten.div_", "LinalgEighBackward0", "", Frame("ris_model/losses.py", 214, "align")),
-        Step("aten.mul", "MulBackward0", "", Frame("ris_model/covariance.py", 88, "blend")),
-        Step("aten.bmm", "BmmBackward0", "", Frame("ris_model/covariance.py", 88, "blend")),
-        Step("aten.add", "AddBackward0", "", Frame("ris_model/covariance.py", 61, "normalise")),
-        Step("aten.mm", "AddmmBackward0", "network.factor_head.1", None),
-        Step("aten.mm", "AddmmBackward0", "network.factor_head.0", None),
-        Step("aten.native_layer_norm_backward", None, "network.backbone.norm", None),
-        Step("aten.mm", "AddmmBackward0", "network.backbone.blocks.5.mlp.2", None),
+        Step("aten::div_", "LinalgEighBackward0", "", Frame("ris_model/losses.py", 214, "align")),
+        Step("aten::mul", "MulBackward0", "", Frame("ris_model/covariance.py", 88, "blend")),
+        Step("aten::bmm", "BmmBackward0", "", Frame("ris_model/covariance.py", 88, "blend")),
+        Step("aten::add", "AddBackward0", "", Frame("ris_model/covariance.py", 61, "normalise")),
+        Step("aten::mm", "AddmmBackward0", "network.factor_head.1", None),
+        Step("aten::mm", "AddmmBackward0", "network.factor_head.0", None),
+        Step("aten::native_layer_norm_backward", None, "network.backbone.norm", None),
+        Step("aten::mm", "AddmmBackward0", "network.backbone.blocks.5.mlp.2", None),
     ),
     poisoned=(("head", 6, 6), ("backbone", 58, 79)),
 )
@@ -56,7 +56,7 @@ NATIVE = Run(
     loss=4.912031,
     terms=(Term("align", 0.00213, True, 31, 44), Term("gap", 0.0, False)),
     groups=POISONED,
-    culprit="aten.linalg_eigh",
+    culprit="aten::linalg_eigh",
     culprit_dtype="complex64",
     culprit_line="ris_model/losses.py:214",
     ops=4121,
@@ -167,7 +167,7 @@ def at_risk_report():
     fine = Run("native", loss=2.5, groups=groups(1.5, 0.25))
     overflow = Finding(
         phase="forward",
-        op="aten.exp",
+        op="aten::exp",
         file="examples/contrast.py",
         line=41,
         function="contrast",
@@ -183,7 +183,7 @@ def at_risk_report():
         "amp-fp16",
         loss=INF,
         groups=groups(0.0, NAN, nonfinite=(0, 6)),
-        culprit="aten.exp",
+        culprit="aten::exp",
         culprit_dtype="float16",
         culprit_line="examples/contrast.py:41",
         scale=65536.0,
@@ -234,14 +234,14 @@ def double_report(incident_report):
     many = (Group("embedding", INF, 1, 2), *many)
     root = Finding(
         phase="forward",
-        op="aten.log",
+        op="aten::log",
         dtype="float32",
         occurrence=3,
         module="head.entropy",
         terms=("entropy", "kl"),
         explanation="The logarithm of 0 is -inf.",
         poisoned=(("embedding", 1, 2),),
-        path=(Step("aten.log", None, "", None), Step("aten.mul", None, "head.entropy", None)),
+        path=(Step("aten::log", None, "", None), Step("aten::mul", None, "head.entropy", None)),
     )
     return replace(
         incident_report,

@@ -97,7 +97,7 @@ def test_trace_round_trip():
     operand = Operand("self", facts, smallest=-1.0, at=(0.0, math.inf))
     birth = Birth(0, 1, "nan and inf", ((0, 1),), operands=(operand,), scalars=(("p", 0.5),))
     event = OpEvent(
-        3, "forward", "aten.log", (facts,), (facts,), frame=Frame("a.py", 1, "f"), birth=birth
+        3, "forward", "aten::log", (facts,), (facts,), frame=Frame("a.py", 1, "f"), birth=birth
     )
     trace = Trace((event,), (Sink("loss", "loss", facts),), owners={7: ("align",), 8: ()}, loss=1.0)
     text = json.dumps(store._encode(trace, "trace"))

@@ -1,14 +1,4 @@
-"""What was measured and what follows from it: frozen records, standard library only.
-
-The spine of the package. The rooms that know torch write these records; the rooms that tell about
-them read them and never need torch. Nothing here holds a live tensor, and nothing renders itself.
-
-Two families live here:
-
-- what one replay measured: `TensorFacts`, `Operand`, `Spectrum`, `Birth`, `Frame`, `OpEvent`,
-  `Sink`, `Trace`;
-- what an investigation concluded: `Finding`, `Run`, `Ablation`, `Report`.
-"""
+"""What one replay measured: facts of tensors, ops as they ran, and the sinks at the end."""
 
 import math
 from collections.abc import Mapping
@@ -16,9 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Phase = Literal["data", "forward", "backward", "optimizer"]
-Verdict = Literal["healthy", "culprit", "unexplained", "at_risk"]
 SinkKind = Literal[
-    "batch", "buffer", "parameter", "optimizer", "captured", "loss", "gradient", "stepped"
+    "batch",
+    "buffer",
+    "parameter",
+    "optimizer",
+    "captured",
+    "output",
+    "loss",
+    "gradient",
+    "stepped",
 ]
 
 
@@ -205,8 +202,10 @@ class Term:
 class Trace:
     """Everything that one recorded replay measured.
 
-    `state` are the tensors that the step started from and that were not finite. `owners` maps a
-    node number to the loss terms from whose value that node can be reached.
+    `state` are the tensors that the step started from and that were not finite; `batch` all
+    tensors of the batch by name, `outputs` what the root module returned, `without_gradient` the
+    trainable parameters that got none. `owners` maps a node number to the loss terms from whose
+    value that node can be reached.
     """
 
     events: tuple[OpEvent, ...]
@@ -215,174 +214,11 @@ class Trace:
     loss: float = math.nan
     terms: tuple[Term, ...] = ()
     owners: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    batch: tuple[tuple[str, TensorFacts], ...] = ()
+    outputs: tuple[Sink, ...] = ()
+    without_gradient: tuple[str, ...] = ()
 
     @property
     def nonfinite_sinks(self) -> tuple[Sink, ...]:
         """The sinks that hold a NaN or an infinity."""
         return tuple(sink for sink in self.sinks if not sink.is_finite)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One station of the way from the culprit to the first poisoned parameters."""
-
-    op: str
-    node: str | None
-    module: str
-    frame: Frame | None
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One culprit: the op that first made the non-finite value which reached a sink.
-
-    For a backward fault `op` is the forward op whose backward formula is at fault, `node` its
-    autograd node and `formula_op` the first aten op inside that formula which returned a
-    non-finite value; `file`, `line` and `module` are those of the forward call. `evidence` was
-    measured; `explanation` follows from it. `path` leads from the culprit to the first poisoned
-    parameters, of which `poisoned` counts (group, non-finite, all) per group.
-    """
-
-    phase: Phase
-    op: str
-    node: str | None = None
-    formula_op: str | None = None
-    file: str | None = None
-    line: int | None = None
-    function: str | None = None
-    source: str | None = None
-    module: str = ""
-    terms: tuple[str, ...] = ()
-    cause: str | None = None
-    dtype: str = ""
-    occurrence: int = 1
-    evidence: tuple[str, ...] = ()
-    explanation: str = ""
-    recipes: tuple[str, ...] = ()
-    path: tuple[Step, ...] = ()
-    poisoned: tuple[tuple[str, int, int], ...] = ()
-
-    @property
-    def term(self) -> str | None:
-        """The loss term or terms that own the culprit, as one word; None without named terms."""
-        return ", ".join(self.terms) or None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The gradients of one set of parameters after a backward."""
-
-    name: str
-    norm: float
-    nonfinite: int
-    parameters: int
-    without_gradient: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One replay in one line: the variant, what was ablated, and what came out.
-
-    `raised` is the error of a variant that could not run. `culprit` is the finding of this very
-    run and `culprit_dtype` the dtype in which that op really ran.
-    """
-
-    variant: str
-    ablated: tuple[str, ...] = ()
-    raised: str | None = None
-    loss: float = math.nan
-    terms: tuple[Term, ...] = ()
-    groups: tuple[Group, ...] = ()
-    stepped_nonfinite: int = 0
-    culprit: str | None = None
-    culprit_dtype: str | None = None
-    culprit_line: str | None = None
-    scale: float | None = None
-    notes: tuple[str, ...] = ()
-    ops: int = 0
-    seconds: float = 0.0
-
-    @property
-    def nonfinite(self) -> int:
-        """Number of parameters with a non-finite gradient."""
-        return sum(group.nonfinite for group in self.groups)
-
-    @property
-    def parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(group.parameters for group in self.groups)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether it ran and loss, gradients and stepped parameters are finite."""
-        return (
-            self.raised is None
-            and math.isfinite(self.loss)
-            and self.nonfinite == 0
-            and self.stepped_nonfinite == 0
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ablation:
-    """One ablation as it was replayed natively.
-
-    `names` are the weights or terms taken out (or, for `mode` "alone", the one left in).
-    `weight_before` and `weight_after` are what the live objective held; `ops_before` and
-    `ops_after` count the ops that belong to these terms alone, forward and backward together.
-    `took_effect` is None where nothing could show it.
-    """
-
-    names: tuple[str, ...]
-    mode: Literal["without", "alone"]
-    requested: bool
-    finite: bool
-    took_effect: bool | None = None
-    weight_before: float | None = None
-    weight_after: float | None = None
-    ops_before: tuple[int, int] | None = None
-    ops_after: tuple[int, int] | None = None
-    loss: float = math.nan
-    groups: tuple[Group, ...] = ()
-    raised: str | None = None
-
-    @property
-    def cures(self) -> bool:
-        """Whether the step is finite without these names."""
-        return self.finite and self.mode == "without"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The outcome of one investigation; everything a renderer needs.
-
-    `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
-    `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
-    native replays agreed to the bit (None: not compared); `notes` are further measured facts;
-    `command` repeats the run.
-    """
-
-    subject: str
-    batch: int
-    verdict: Verdict
-    samples: int | None = None
-    versions: tuple[tuple[str, str], ...] = ()
-    device: str = "cpu"
-    threads: int = 1
-    command: str = ""
-    headline: str = ""
-    culprits: tuple[Finding, ...] = ()
-    runs: tuple[Run, ...] = ()
-    ablations: tuple[Ablation, ...] = ()
-    precision: str = ""
-    twins: tuple[tuple[str, str], ...] = ()
-    weights: tuple[tuple[str, float], ...] = ()
-    deterministic: bool | None = None
-    notes: tuple[str, ...] = ()
-    not_checked: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def native(self) -> Run | None:
-        """The baseline replay of the subject exactly as given."""
-        return next((r for r in self.runs if r.variant == "native" and not r.ablated), None)

@@ -1,0 +1,16 @@
+"""Known causes: what each matches, why it happens, and what may cure it.
+
+Rows are tried in order and the first match names the cause; where none matches the finding has no
+cause and the operands speak for themselves. A row sees only a `Circumstance`: what was measured.
+`docs/causes.md` has one section for each slug.
+"""
+
+from nanhunt.causes.circumstance import Circumstance, base_name, matrices_or_samples
+from nanhunt.causes.table import CAUSES, Cause
+
+__all__ = ["CAUSES", "Cause", "Circumstance", "base_name", "known_cause", "matrices_or_samples"]
+
+
+def known_cause(circumstance: Circumstance) -> Cause | None:
+    """The first row that matches; None when no known cause does."""
+    return next((cause for cause in CAUSES if cause.matches(circumstance)), None)

@@ -1,0 +1,23 @@
+"""What was measured and what follows from it: frozen records, standard library only.
+
+The spine of the package. The rooms that know torch write these records; the rooms that tell about
+them read them and never need torch. Nothing here holds a live tensor, and nothing renders itself.
+"""
+
+# fmt: off
+# isort: off
+from nanhunt.records.concluded import (
+    Ablation, Answer, Finding, Group, Report, Run, Sample, Step, Verdict,
+)
+from nanhunt.records.measured import (
+    Birth, Frame, Operand, OpEvent, Phase, Sink, SinkKind, Spectrum, TensorFacts, Term,
+    Trace,
+)
+# isort: on
+
+__all__ = [
+    "Ablation", "Answer", "Birth", "Finding", "Frame", "Group", "OpEvent", "Operand",
+    "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
+    "TensorFacts", "Term", "Trace", "Verdict",
+]
+# fmt: on

@@ -1,0 +1,194 @@
+"""What an investigation concluded: findings, runs and ablations in lines, and the whole report."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nanhunt.records.measured import Frame, Phase, Term
+
+Verdict = Literal["healthy", "culprit", "unexplained", "at_risk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One station of the way from the culprit to the first poisoned parameters."""
+
+    op: str
+    node: str | None
+    module: str
+    frame: Frame | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One culprit: the op that first made the non-finite value which reached a sink.
+
+    For a backward fault `op` is the forward op whose backward formula is at fault, `node` its
+    autograd node and `formula_op` the first aten op inside that formula which returned a
+    non-finite value; `file`, `line` and `module` are those of the forward call. `evidence` was
+    measured; `explanation` follows from it. `path` leads from the culprit to the first poisoned
+    parameters, of which `poisoned` counts (group, non-finite, all) per group.
+    """
+
+    phase: Phase
+    op: str
+    node: str | None = None
+    formula_op: str | None = None
+    file: str | None = None
+    line: int | None = None
+    function: str | None = None
+    source: str | None = None
+    module: str = ""
+    terms: tuple[str, ...] = ()
+    cause: str | None = None
+    dtype: str = ""
+    occurrence: int = 1
+    evidence: tuple[str, ...] = ()
+    explanation: str = ""
+    recipes: tuple[str, ...] = ()
+    path: tuple[Step, ...] = ()
+    poisoned: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def term(self) -> str | None:
+        """The loss term or terms that own the culprit, as one word; None without named terms."""
+        return ", ".join(self.terms) or None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The gradients of one set of parameters after a backward."""
+
+    name: str
+    norm: float
+    nonfinite: int
+    parameters: int
+    without_gradient: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One replay in one line: the variant, what was ablated, and what came out.
+
+    `raised` is the error of a variant that could not run. `culprit` is the finding of this very
+    run and `culprit_dtype` the dtype in which that op really ran.
+    """
+
+    variant: str
+    ablated: tuple[str, ...] = ()
+    raised: str | None = None
+    loss: float = math.nan
+    terms: tuple[Term, ...] = ()
+    groups: tuple[Group, ...] = ()
+    stepped_nonfinite: int = 0
+    culprit: str | None = None
+    culprit_dtype: str | None = None
+    culprit_line: str | None = None
+    scale: float | None = None
+    notes: tuple[str, ...] = ()
+    ops: int = 0
+    seconds: float = 0.0
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of parameters with a non-finite gradient."""
+        return sum(group.nonfinite for group in self.groups)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(group.parameters for group in self.groups)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it ran and loss, gradients and stepped parameters are finite."""
+        return (
+            self.raised is None
+            and math.isfinite(self.loss)
+            and self.nonfinite == 0
+            and self.stepped_nonfinite == 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One ablation as it was replayed natively.
+
+    `names` are the weights or terms taken out (or, for `mode` "alone", the one left in).
+    `weight_before` and `weight_after` are what the live objective held; `ops_before` and
+    `ops_after` count the ops that belong to these terms alone, forward and backward together.
+    `took_effect` is None where nothing could show it.
+    """
+
+    names: tuple[str, ...]
+    mode: Literal["without", "alone"]
+    requested: bool
+    finite: bool
+    took_effect: bool | None = None
+    weight_before: float | None = None
+    weight_after: float | None = None
+    ops_before: tuple[int, int] | None = None
+    ops_after: tuple[int, int] | None = None
+    loss: float = math.nan
+    groups: tuple[Group, ...] = ()
+    raised: str | None = None
+
+    @property
+    def cures(self) -> bool:
+        """Whether the step is finite without these names."""
+        return self.finite and self.mode == "without"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Whether a replay of a part of the batch, or from another seed, was finite."""
+
+    value: int
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question of the differential diagnosis, its answer, and what was measured for it."""
+
+    question: str
+    asks: str
+    answer: Literal["yes", "no", "cannot tell"]
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of one investigation; everything a renderer needs.
+
+    `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
+    `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
+    native replays agreed to the bit (None: not compared); `notes` are further measured facts;
+    `command` repeats the run.
+    """
+
+    subject: str
+    batch: int
+    verdict: Verdict
+    samples: int | None = None
+    versions: tuple[tuple[str, str], ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    command: str = ""
+    headline: str = ""
+    culprits: tuple[Finding, ...] = ()
+    runs: tuple[Run, ...] = ()
+    ablations: tuple[Ablation, ...] = ()
+    precision: str = ""
+    diagnosis: tuple[Answer, ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
+    deterministic: bool | None = None
+    notes: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def native(self) -> Run | None:
+        """The baseline replay of the subject exactly as given."""
+        return next((r for r in self.runs if r.variant == "native" and not r.ablated), None)
