@@ -251,6 +251,6 @@ def _kept_value(event: OpEvent) -> Iterator[str]:
     for position, facts in enumerate(event.inputs):
         if not facts.is_finite:
             yield (
-                f"input {position} of {event.op.removeprefix('aten::')}, kept from the forward, "
-                f"holds {facts.nonfinite} non-finite of {facts.numel} elements"
+                f"input {position} of {base_name(event.op)}"
+                f"{', kept from the forward,' if event.phase == 'backward' else ''} holds {facts.nonfinite} non-finite of {facts.numel} elements"
             )

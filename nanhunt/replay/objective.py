@@ -1,7 +1,8 @@
 """The loss of a step: what `loss_fn` returned, its named terms, and the ops that belong to each."""
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,13 +93,32 @@ def term_owners(terms: Mapping[str, Tensor]) -> dict[int, tuple[str, ...]]:
 
 
 def _reachable_numbers(value: Tensor) -> Iterator[int]:
+    return (node._sequence_nr() for node in _reachable_nodes(value))  # noqa: SLF001 - not public
+
+
+@contextlib.contextmanager
+def strangers_kept(loss: Tensor, known: Iterable[Tensor]) -> Iterator[None]:
+    """Put the gradients back of leaves that the loss holds but nobody knows of."""
+    ours = {id(tensor) for tensor in known}
+    leaves = [getattr(node, "variable", None) for node in _reachable_nodes(loss)]
+    found = [(leaf, leaf.grad) for leaf in leaves if leaf is not None and id(leaf) not in ours]
+    for leaf, _ in found:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, gradient in found:
+            leaf.grad = gradient
+
+
+def _reachable_nodes(value: Tensor) -> Iterator[Any]:
     stack, seen = [value.grad_fn], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        yield node._sequence_nr()  # noqa: SLF001 - no public name
+        yield node
         stack.extend(following for following, _ in node.next_functions)
 
 

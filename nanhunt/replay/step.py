@@ -22,7 +22,14 @@ from nanhunt.replay.ends import (
     note_state,
     read_sink,
 )
-from nanhunt.replay.objective import Objective, check_loss, count_ops, read_objective, term_owners
+from nanhunt.replay.objective import (
+    Objective,
+    check_loss,
+    count_ops,
+    read_objective,
+    strangers_kept,
+    term_owners,
+)
 from nanhunt.snapshot import preserved, seed_generators
 from nanhunt.subject import Subject, told
 from nanhunt.variants import NATIVE, Execution, Variant, above, beneath, cast_batch
@@ -196,7 +203,8 @@ class _Step:
     def _backward(self, loss: Tensor, recorder: Recorder | None) -> None:
         if recorder:
             recorder.stage = "backward"
-        (loss * self.scale if self.scale != 1.0 else loss).backward()
+        with strangers_kept(loss, self.subject.parameters()):
+            (loss * self.scale if self.scale != 1.0 else loss).backward()
 
     def _optimize(self, recorder: Recorder | None) -> list[Sink]:
         """Step the optimizer and return the parameters that it made non-finite."""

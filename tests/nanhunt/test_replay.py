@@ -433,3 +433,12 @@ def test_variant_is_kept_with_the_replay():
         "amp-bf16",
     )
     assert done.run.seconds > 0
+
+
+def test_a_leaf_that_only_the_loss_holds_keeps_its_gradient():
+    """A parameter captured by the loss, unknown to model and optimizer, is put back too."""
+    outside = nn.Parameter(torch.ones(()))
+    outside.grad = torch.full((), 7.0)
+    batch = (torch.ones(3, 2),)
+    replay(Subject(nn.Linear(2, 1), [batch], lambda m, x: (m(x) * outside).sum()), batch)
+    assert outside.grad == 7.0
