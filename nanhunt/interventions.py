@@ -4,6 +4,7 @@ They work below autograd, at the level of aten ops, so that casts in the user's 
 own composites and in autocast are all met in one place. They never record.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,27 @@ class PrecisionRewriting(_EagerMode):
         return self._cast(func(*read, **kwargs))
 
 
+# Op -> positions of its outputs that stay in FP32.
+_EMULATED: Mapping[str, tuple[int, ...]] = {
+    "aten::mm": (),
+    "aten::addmm": (),
+    "aten::bmm": (),
+    "aten::baddbmm": (),
+    "aten::mv": (),
+    "aten::convolution": (),
+    "aten::convolution_backward": (),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (1,),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (),
+}
+
+
+@functools.cache
+def _emulated(func: Any) -> tuple[int, ...] | None:
+    schema = func._schema  # noqa: SLF001 - its public name
+    # An `out=` form shares the name and writes into an argument, which a copy would miss.
+    return None if schema.is_mutable else _EMULATED.get(schema.name)
+
+
 class HalfEmulation(_EagerMode):
     """Computes FP16 products on a CPU in FP32 and rounds the results to FP16.
 
@@ -117,19 +139,6 @@ class HalfEmulation(_EagerMode):
     product is about 200 times slower than FP32 on a CPU. `used` tells whether any op was emulated,
     so that the run can be labelled.
     """
-
-    # Op -> positions of its outputs that stay in FP32.
-    _EMULATED: Mapping[str, tuple[int, ...]] = {
-        "aten::mm": (),
-        "aten::addmm": (),
-        "aten::bmm": (),
-        "aten::baddbmm": (),
-        "aten::mv": (),
-        "aten::convolution": (),
-        "aten::convolution_backward": (),
-        "aten::_scaled_dot_product_flash_attention_for_cpu": (1,),
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (),
-    }
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -142,14 +151,15 @@ class HalfEmulation(_EagerMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        schema = func._schema  # noqa: SLF001 - its public name
-        # An `out=` form shares the name and writes into an argument, which a copy would miss.
-        stays = None if schema.is_mutable else self._EMULATED.get(schema.name)
+        return self.execute(func, args, kwargs or {})
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one op, emulated where it is an FP16 product on a CPU."""
+        stays = _emulated(func)
         if stays is None or not any(map(_is_half_on_cpu, pytree.arg_tree_leaves(*args, **kwargs))):
             return func(*args, **kwargs)
         self.used = True
-        args, kwargs = pytree.tree_map_only(Tensor, _widen, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(Tensor, _widen, (args, dict(kwargs)))
         output = func(*args, **kwargs)
         if isinstance(output, Tensor):
             return _narrow(output)

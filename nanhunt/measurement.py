@@ -24,9 +24,27 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+_COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
+_WIDE = frozenset([torch.float32, torch.float64])
+_EXACT = frozenset(
+    [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)  # the dtypes of which most tensors are that need no look
+
+
 def can_be_nonfinite(tensor: Tensor) -> bool:
     """Whether the dtype of the tensor has NaN at all."""
+    if tensor.dtype in _EXACT:
+        return False
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def suspects(tensors: Sequence[Tensor]) -> list[int]:
+    """Positions of the tensors that the screen cannot clear."""
+    return [
+        position
+        for position, tensor in enumerate(tensors)
+        if can_be_nonfinite(tensor) and is_suspect(dense(tensor))
+    ]
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -45,22 +63,20 @@ def is_suspect(tensor: Tensor) -> bool:
     sum or sum of squares overflows. Measured: `dot(x, x)` runs 45 times faster than
     `isfinite(x).all()`.
     """
-    if tensor.numel() == 0 or tensor.is_meta:
+    if tensor.is_meta:
         return False
-    if tensor.is_complex():
-        if tensor.is_conj():
-            tensor = tensor.conj()
-        tensor = torch.view_as_real(tensor)
-    if tensor.dtype in (torch.float32, torch.float64):
-        if tensor.is_contiguous():
-            flat = tensor.view(-1)
-            probe = torch.dot(flat, flat)
-        else:
-            probe = tensor.sum()
-    else:
+    dtype = tensor.dtype
+    if dtype in _COMPLEX:
+        tensor = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
+        dtype = tensor.dtype
+    if dtype not in _WIDE:
         # float16 and narrower overflow on their own sums long before any element does.
-        probe = tensor.sum(dtype=torch.float32)
-    value = probe.item()
+        value = tensor.sum(dtype=torch.float32).item()
+    elif tensor.is_contiguous():
+        flat = tensor if tensor.dim() == 1 else tensor.view(-1)
+        value = torch.dot(flat, flat).item()
+    else:
+        value = tensor.sum().item()
     return value - value != 0.0
 
 

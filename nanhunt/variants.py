@@ -79,11 +79,14 @@ class Execution:
 
 
 @contextlib.contextmanager
-def beneath() -> Iterator[Execution]:
-    """Enter the modes that stand below the recorder, so that it sees ops as the step asked them."""
+def beneath(*, record: bool = False) -> Iterator[Execution]:
+    """Prepare what stands below the recorder, so that it sees ops as the step asked them.
+
+    A recorder executes the emulation itself: one mode costs half of two.
+    """
     execution = Execution(HalfEmulation())
     # Always there: FP16 may come from the variant or from the subject's own autocast.
-    with execution.half:
+    with contextlib.nullcontext() if record else execution.half:
         yield execution
 
 

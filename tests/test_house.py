@@ -57,12 +57,15 @@ TORCH = {
 ORDER = (
     "config",
     "geometry",
+    "cells",
     "channel",
     "linalg",
     "covariance",
     "data",
+    "images",
     "network",
     "losses",
+    "training",
     "subject",
     "__main__",
     "__init__",
@@ -142,7 +145,7 @@ def test_imports_go_down(name):
 @pytest.mark.parametrize("name", modules("ris_model"))
 def test_imports_go_left(name):
     """No module of ris_model imports one that comes after it."""
-    used = {room(i) for i in imports(name) if i.startswith("ris_model.")}
+    used = {room(i) for i in imports(name) if i.startswith("ris_model.")} - {room(name)}
     assert [u for u in used if ORDER.index(u) >= ORDER.index(room(name))] == []
 
 

@@ -248,9 +248,10 @@ def _operand_evidence(event: OpEvent, operand: Operand, birth: Birth) -> str:
 
 
 def _kept_value(event: OpEvent) -> Iterator[str]:
+    kept = ", kept from the forward," if event.phase == "backward" else ""
     for position, facts in enumerate(event.inputs):
         if not facts.is_finite:
             yield (
-                f"input {position} of {base_name(event.op)}"
-                f"{', kept from the forward,' if event.phase == 'backward' else ''} holds {facts.nonfinite} non-finite of {facts.numel} elements"
+                f"input {position} of {base_name(event.op)}{kept} holds {facts.nonfinite} "
+                f"non-finite of {facts.numel} elements"
             )

@@ -5,7 +5,7 @@ are known here; every other input is finite without being looked at.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -164,7 +164,10 @@ class Flow:
         info = call.info
         if info.is_view:
             return None
-        found = self._look_at(outputs) if info.is_screened or given else {}
+        found: dict[int, TensorFacts] = {}
+        if info.is_screened or given is not None:
+            counted = {i: measurement.count(outputs[i]) for i in measurement.suspects(outputs)}
+            found = {i: facts for i, facts in counted.items() if not facts.is_finite}
         if not found:
             self._forget(info, outputs)
             if given is None:
@@ -180,12 +183,6 @@ class Flow:
             self._mark(info, outputs[i], found[i], (index, asked))
         facts = tuple(found.get(i) or shape_facts(t) for i, t in enumerate(outputs))
         return Met(given.all_facts(), facts, given.all_sources(), birth, asked)
-
-    @staticmethod
-    def _look_at(outputs: Sequence[Tensor]) -> dict[int, TensorFacts]:
-        """The outputs that are not finite, by position."""
-        counted = ((position, measurement.count(tensor)) for position, tensor in enumerate(outputs))
-        return {position: facts for position, facts in counted if not facts.is_finite}
 
     def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""

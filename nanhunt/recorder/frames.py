@@ -29,35 +29,34 @@ _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib", "platlib")})
 
 
-# Two code objects may be equal and stand in different files, so caches go by the file.
+_PASS, _USER, _BOUNDARY = range(3)
+
+
+# Two code objects may be equal and stand in different files, so the cache goes by the file.
 @functools.cache
-def _is_user_code(file: str) -> bool:
-    if file.startswith((_TORCH_DIR, _OWN_DIR, "<frozen")):
-        return False
-    return not file.startswith(_STDLIB_DIR) or file.startswith(_PACKAGE_DIRS)
-
-
-def _is_boundary(code: CodeType) -> bool:
-    """Whether nothing further out can be the user's line of this op.
-
-    The engine's frame is one: an op of a C++ node has no line of its own, its origin is looked up.
-    """
-    return code is _ENGINE_CODE or _is_own_room(code.co_filename)
-
-
-@functools.cache
-def _is_own_room(file: str) -> bool:
-    return file.startswith(_OWN_DIR) and not file.startswith(_MODE_PLACES)
+def _kind_of(file: str) -> int:
+    """Whether a file is the user's, where nothing further out can be, or to be passed over."""
+    if file.startswith(_OWN_DIR):
+        return _PASS if file.startswith(_MODE_PLACES) else _BOUNDARY
+    if file.startswith((_TORCH_DIR, "<frozen")):
+        return _PASS
+    is_library = file.startswith(_STDLIB_DIR) and not file.startswith(_PACKAGE_DIRS)
+    return _PASS if is_library else _USER
 
 
 def user_call() -> tuple[Place | None, Place | None]:
-    """Find the innermost line of the user, and the line that applied a custom Function, if any."""
+    """Find the innermost line of the user, and the line that applied a custom Function, if any.
+
+    The engine's frame ends the search: an op of a C++ node has no line of its own, its origin is
+    looked up.
+    """
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
     while frame is not None:
         code = frame.f_code
-        if _is_user_code(code.co_filename):
+        kind = _kind_of(code.co_filename)
+        if kind == _USER:
             return (code, frame.f_lasti), _applier(frame)
-        if _is_boundary(code):
+        if kind == _BOUNDARY or code is _ENGINE_CODE:
             return None, None
         frame = frame.f_back
     return None, None

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,22 @@ def unrecorded() -> contextlib.AbstractContextManager[Any]:
     return guard
 
 
+Execute: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
 class Recorder(TorchDispatchMode):
     """Records the ops that run inside `with recorder.recording(model)`.
 
     Set `stage` to the phase that is running. `note_state` before the step tells which tensors were
     non-finite already, `sources_of` after it who made a tensor non-finite. The hot path appends a
-    tuple; `events` makes the records.
+    tuple; `events` makes the records. `execute` runs an op, where it is not to run as it is.
+
+    It is meant to be the lowest mode: what it measures is not seen by those above it, but would be
+    by one below.
     """
 
     @classmethod
@@ -45,8 +55,9 @@ class Recorder(TorchDispatchMode):
         # step runs eagerly anyway, see `_compiled_code_run_eagerly`.
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, execute: Execute = _run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._execute = execute
         self.stage: Phase = "forward"
         self._flow = Flow()
         self._raw: list[tuple[Any, ...]] = []
@@ -115,17 +126,14 @@ class Recorder(TorchDispatchMode):
         if node is not self._node:
             self._enter_node(node)
         inputs = call.inputs
-        # Measuring must not pass through the modes that stand below this one.
-        with unrecorded():
-            given = self._flow.measure_inputs(inputs, call.info)
+        given = self._flow.measure_inputs(inputs, call.info)
         shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        returned = func(*args, **call.kwargs)
+        returned = self._execute(func, args, call.kwargs)
         outputs = call.outputs(returned)
         place, applier = user_call()
         # A backward that builds no graph makes no nodes; the last number is the forward's.
         makes_nodes = node is None or torch.is_grad_enabled()
-        with unrecorded():
-            met = self._flow.follow(call, node, given, outputs, len(self._raw))
+        met = self._flow.follow(call, node, given, outputs, len(self._raw))
         self._raw.append(
             (
                 # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.

@@ -79,7 +79,8 @@ class Call(NamedTuple):
     @property
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments, those inside lists too."""
-        return tensors_in((*self.args, *self.kwargs.values()))
+        found = tensors_in(self.args)
+        return found + tensors_in(tuple(self.kwargs.values())) if self.kwargs else found
 
     @property
     def named(self) -> Iterable[tuple[str, Any]]:
@@ -97,6 +98,8 @@ class Call(NamedTuple):
 
     def outputs(self, returned: Any) -> list[Tensor]:
         """Returned tensors, then the mutated arguments that were not returned."""
+        if not self.info.mutated and isinstance(returned, Tensor):
+            return [returned]
         outputs = tensors_in(returned if isinstance(returned, (list, tuple)) else (returned,))
         for position, name in self.info.mutated:
             in_place = position < len(self.args)

@@ -122,12 +122,12 @@ def _attempt(
     subject: Subject, batch: Any, variant: Variant, *, record: bool, scale: float
 ) -> Replay:
     try:
-        with preserved(subject), beneath() as execution, torch.enable_grad():
+        with preserved(subject), beneath(record=record) as execution, torch.enable_grad():
             seed_generators(subject.seed)
             for parameter in subject.parameters():
                 parameter.grad = None
             step = _Step(subject, variant, execution, scale)
-            return step.run(batch, Recorder() if record else None)
+            return step.run(batch, Recorder(execution.half.execute) if record else None)
     except NanhuntError:
         raise
     except (Exception, SystemExit) as error:
