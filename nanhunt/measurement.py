@@ -25,6 +25,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
+# From this size on the dot product's speed outweighs the two calls that it takes.
+_LARGE = 65536
 _WIDE = frozenset([torch.float32, torch.float64])
 _EXACT = frozenset(
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -72,7 +74,7 @@ def is_suspect(tensor: Tensor) -> bool:
     if dtype not in _WIDE:
         # float16 and narrower overflow on their own sums long before any element does.
         value = tensor.sum(dtype=torch.float32).item()
-    elif tensor.is_contiguous():
+    elif tensor.numel() > _LARGE and tensor.is_contiguous():
         flat = tensor if tensor.dim() == 1 else tensor.view(-1)
         value = torch.dot(flat, flat).item()
     else:
