@@ -66,6 +66,10 @@ _Precision = Annotated[
 _Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for the subject's factory.")
 ]
+_Events = Annotated[
+    Path | None, typer.Option(help="Write every native op there, as .csv or .parquet.")
+]
+_Modules = Annotated[bool, typer.Option("--modules", help="Print what every module did.")]
 _ExitCode = Annotated[
     bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
 ]
@@ -83,15 +87,18 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     seeds: Annotated[int, typer.Option(help="Replay so many other initialisations.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write the report there as well.")] = None,
+    events: _Events = None,
+    modules: _Modules = False,
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
-    _check_folder(json)
+    _check_folder("--json", json)
+    _check_events(events)
     with _progress() as tell:
         tell("torch")
         from dataclasses import replace
 
-        from nanhunt.hunting import hunt
+        from nanhunt.hunting import investigate
         from nanhunt.loading import load, read_option
         from nanhunt.variants import DEFAULT
 
@@ -104,7 +111,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
             load(loaded.spec, options=options, seed=seed + k, device=device).subject
             for k in range(1, seeds + 1)
         )
-        report = hunt(
+        report, trace = investigate(
             loaded.subject,
             others=others,
             batch=batch,
@@ -114,15 +121,23 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         )
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
-    _deliver(report, json, exit_code=exit_code)
+    if events is not None:
+        from nanhunt.report.events import save
+
+        save(trace, events)
+    _deliver(report, json, exit_code=exit_code, modules=modules)
 
 
 @app.command()
-def show(report: Annotated[Path, typer.Argument(help="A report saved with --json.")]) -> None:
+def show(
+    report: Annotated[Path, typer.Argument(help="A report saved with --json.")],
+    *,
+    modules: _Modules = False,
+) -> None:
     """Print a saved report again; torch is not needed."""
     from nanhunt import store
 
-    _print(store.load(report))
+    _print(store.load(report), "terminal", *(["modules"] if modules else []))
 
 
 @app.command()
@@ -157,28 +172,36 @@ def _names(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
-def _check_folder(path: Path | None) -> None:
+def _check_folder(option: str, path: Path | None) -> None:
     """Refuse before the work what could not be written after it."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"--json {path}: there is no folder {path.parent}; make it first")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if path is not None and path.is_dir():
-        raise UsageError(f"--json {path} is a folder; name a file in it")
+        raise UsageError(f"{option} {path} is a folder; name a file in it")
 
 
-def _deliver(report: Report, json: Path | None, *, exit_code: bool) -> None:
+def _check_events(path: Path | None) -> None:
+    _check_folder("--events", path)
+    if path is not None:
+        from nanhunt.report.events import check_format
+
+        check_format(path)
+
+
+def _deliver(report: Report, json: Path | None, *, exit_code: bool, modules: bool) -> None:
     """Save and print a report, and leave with the code that it deserves."""
     if json is not None:
         from nanhunt import store
 
         store.save(report, json)
-    _print(report)
+    _print(report, "terminal", *(["modules"] if modules else []))
     if exit_code and report.deterministic is False:
         raise typer.Exit(NOT_REPRODUCIBLE)
     if exit_code and report.verdict in ("culprit", "unexplained"):
         raise typer.Exit(CULPRIT)
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, *forms: str) -> None:
     from rich.console import Console
 
     from nanhunt.report import renderer
@@ -186,7 +209,8 @@ def _print(report: Report) -> None:
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(width=None if sys.stdout.isatty() else 100, soft_wrap=False)
-    console.print(renderer("terminal")(report))
+    for form in forms:
+        console.print(renderer(form)(report))
 
 
 @contextlib.contextmanager

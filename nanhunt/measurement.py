@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanhunt.records import Operand, Spectrum, TensorFacts
+from nanhunt.records import Operand, Passage, Spectrum, TensorFacts
 
 # Values and indices that a birth quotes: enough to see the pattern, few enough to read.
 _QUOTED = 4
@@ -126,6 +126,32 @@ def _widened(values: Tensor) -> Tensor:
         return values.to(torch.complex64)
     is_rare = values.is_floating_point() and values.element_size() == 1  # the float8 family
     return values.float() if is_rare or values.dtype == torch.bfloat16 else values
+
+
+def read_passage(
+    module: str, direction: Literal["forward", "backward"], tensor: Tensor
+) -> Passage | None:
+    """Largest magnitude and size of what passes a module; None where there is nothing to measure.
+
+    The size is the root mean square of an output and the norm of a gradient.
+    """
+    if not can_be_nonfinite(tensor) or tensor.is_meta or tensor.numel() == 0:
+        return None
+    values = dense(tensor.detach())
+    if values.is_complex():
+        values = values.abs()
+    if values.dtype not in _WIDE:
+        values = values.float()
+    nonfinite = 0
+    if is_suspect(values):
+        finite = torch.isfinite(values)
+        nonfinite = values.numel() - int(torch.count_nonzero(finite))
+        values = torch.where(finite, values, 0)
+    size = torch.linalg.vector_norm(values).item()
+    if direction == "forward":
+        size /= max(values.numel(), 1) ** 0.5
+    low, high = values.aminmax()
+    return Passage(module, direction, max(-low.item(), high.item()), size, nonfinite)
 
 
 def nonfinite_mask(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from nanhunt.analysis.comparison import (
 )
 from nanhunt.analysis.diagnosis import Case, diagnose
 from nanhunt.analysis.finding import find_culprits
+from nanhunt.analysis.modules import summarise_modules
 
 __all__ = [
     "Case",
@@ -23,5 +24,6 @@ __all__ = [
     "find_culprits",
     "judge_ablation",
     "judge_precision",
+    "summarise_modules",
     "vector_use",
 ]

@@ -9,7 +9,7 @@ from nanhunt.records import Birth, Finding, Frame, Operand, OpEvent, Sink, Spect
 
 
 @dataclass(slots=True)
-class _Origins:
+class Origins:
     """Looks the forward op up that made an autograd node."""
 
     trace: Trace
@@ -79,7 +79,7 @@ def _counts(sink: Sink) -> str:
 
 
 def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -> Finding:
-    origins = _Origins(trace)
+    origins = Origins(trace)
     in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
     has_own_line = in_node and event.frame is not None and not _is_custom(event.node)
     origin = origins.of(event) if in_node and not has_own_line else event
@@ -169,7 +169,7 @@ def _poisoned(walk: Walk) -> tuple[tuple[str, int, int], ...]:
     return tuple((group, count, count) for group, count in groups.items())
 
 
-def _path(way: tuple[OpEvent, ...], origins: _Origins) -> tuple[Step, ...]:
+def _path(way: tuple[OpEvent, ...], origins: Origins) -> tuple[Step, ...]:
     """One station per line and module on the way, in order."""
     steps: list[Step] = []
     seen: set[tuple[str, Frame | None]] = set()

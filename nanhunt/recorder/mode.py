@@ -1,6 +1,7 @@
 """The dispatch mode: one plain tuple per aten op of the forward, the backward and the optimizer."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from nanhunt import measurement
 from nanhunt.recorder.flow import Flow
 from nanhunt.recorder.frames import read_frame, user_call
 from nanhunt.recorder.schema import Call, op_info
-from nanhunt.records import OpEvent, Phase, Sink, TensorFacts
+from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
 
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
@@ -44,6 +45,7 @@ class Recorder(TorchDispatchMode):
     Set `stage` to the phase that is running. `note_state` before the step tells which tensors were
     non-finite already, `sources_of` after it who made a tensor non-finite. The hot path appends a
     tuple; `events` makes the records. `execute` runs an op, where it is not to run as it is.
+    With `watch_modules`, what passes each module of the model is measured in both directions.
 
     It is meant to be the lowest mode: what it measures is not seen by those above it, but would be
     by one below.
@@ -55,7 +57,7 @@ class Recorder(TorchDispatchMode):
         # step runs eagerly anyway, see `_compiled_code_run_eagerly`.
         return False
 
-    def __init__(self, execute: Execute = _run) -> None:
+    def __init__(self, execute: Execute = _run, *, watch_modules: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._execute = execute
         self.stage: Phase = "forward"
@@ -67,6 +69,9 @@ class Recorder(TorchDispatchMode):
         self._node_facts: tuple[str | None, int | None] = (None, None)
         self._node_run = 0
         self.outputs: list[tuple[str, Tensor]] = []
+        self.passages: list[Passage] = []
+        self._is_watching = watch_modules
+        self._handles: list[Any] = []
 
     @property
     def state(self) -> tuple[Sink, ...]:
@@ -101,6 +106,9 @@ class Recorder(TorchDispatchMode):
             leave.remove()
             self._modules.clear()
             self.outputs.clear()
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
             self._node = None
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
@@ -111,8 +119,28 @@ class Recorder(TorchDispatchMode):
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._modules:
             self._modules.pop()
-        if self._names.get(id(module)) == ROOT:
+        name = self._names.get(id(module))
+        if name == ROOT:
             self.outputs.extend(named_tensors(output, "output"))
+        if self._is_watching and name is not None:
+            self._watch(name, output)
+
+    def _watch(self, module: str, output: Any) -> None:
+        """Measure what a module returned, and the gradient when it arrives there."""
+        for _, tensor in named_tensors(output):
+            with unrecorded():
+                self._note(measurement.read_passage(module, "forward", tensor))
+            if tensor.requires_grad:
+                arrived = functools.partial(self._gradient_arrived, module)
+                self._handles.append(tensor.register_hook(arrived))
+
+    def _gradient_arrived(self, module: str, gradient: Tensor) -> None:
+        with unrecorded():
+            self._note(measurement.read_passage(module, "backward", gradient))
+
+    def _note(self, passage: Passage | None) -> None:
+        if passage is not None:
+            self.passages.append(passage)
 
     def __torch_dispatch__(
         self,

@@ -7,17 +7,17 @@ them read them and never need torch. Nothing here holds a live tensor, and nothi
 # fmt: off
 # isort: off
 from nanhunt.records.concluded import (
-    Ablation, Answer, Finding, Group, Report, Run, Sample, Step, Verdict,
+    Ablation, Answer, Finding, Group, ModuleFacts, Report, Run, Sample, Step, Verdict,
 )
 from nanhunt.records.measured import (
-    Birth, Frame, Operand, OpEvent, Phase, Sink, SinkKind, Spectrum, TensorFacts, Term,
+    Birth, Frame, Operand, OpEvent, Passage, Phase, Sink, SinkKind, Spectrum, TensorFacts, Term,
     Trace,
 )
 # isort: on
 
 __all__ = [
-    "Ablation", "Answer", "Birth", "Finding", "Frame", "Group", "OpEvent", "Operand",
-    "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
+    "Ablation", "Answer", "Birth", "Finding", "Frame", "Group", "ModuleFacts", "OpEvent", "Operand",
+    "Passage", "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
     "TensorFacts", "Term", "Trace", "Verdict",
 ]
 # fmt: on

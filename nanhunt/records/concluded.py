@@ -140,6 +140,26 @@ class Ablation:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleFacts:
+    """What one module did in the native replay, over all its calls.
+
+    `forward` and `backward` count its ops by dtype. `largest` and `rms` are the largest magnitude
+    and the root mean square of the finite elements of its outputs, `gradient` the norm of the
+    gradient that arrives at them (None where none was seen); `nonfinite_out` and
+    `nonfinite_gradient` count elements.
+    """
+
+    module: str
+    forward: tuple[tuple[str, int], ...] = ()
+    backward: tuple[tuple[str, int], ...] = ()
+    largest: float | None = None
+    rms: float | None = None
+    gradient: float | None = None
+    nonfinite_out: int = 0
+    nonfinite_gradient: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Whether a replay of a part of the batch, or from another seed, was finite."""
 
@@ -181,6 +201,7 @@ class Report:
     ablations: tuple[Ablation, ...] = ()
     precision: str = ""
     diagnosis: tuple[Answer, ...] = ()
+    modules: tuple[ModuleFacts, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
     deterministic: bool | None = None

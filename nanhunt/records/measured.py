@@ -199,13 +199,28 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """What went through one module once: an output tensor, or the gradient that arrived at it.
+
+    `largest` is the largest magnitude and `size` the root mean square of an output or the norm of
+    a gradient, both over the finite elements.
+    """
+
+    module: str
+    direction: Literal["forward", "backward"]
+    largest: float
+    size: float
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """Everything that one recorded replay measured.
 
     `state` are the tensors that the step started from and that were not finite; `batch` all
     tensors of the batch by name, `outputs` what the root module returned, `without_gradient` the
-    trainable parameters that got none. `owners` maps a node number to the loss terms from whose
-    value that node can be reached.
+    trainable parameters that got none, `passages` what went through each module. `owners` maps a
+    node number to the loss terms from whose value that node can be reached.
     """
 
     events: tuple[OpEvent, ...]
@@ -217,6 +232,7 @@ class Trace:
     batch: tuple[tuple[str, TensorFacts], ...] = ()
     outputs: tuple[Sink, ...] = ()
     without_gradient: tuple[str, ...] = ()
+    passages: tuple[Passage, ...] = ()
 
     @property
     def nonfinite_sinks(self) -> tuple[Sink, ...]:

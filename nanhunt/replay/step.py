@@ -21,6 +21,7 @@ from nanhunt.replay.ends import (
     measure_outputs,
     note_state,
     read_sink,
+    without_gradient,
 )
 from nanhunt.replay.objective import (
     Objective,
@@ -127,7 +128,10 @@ def _attempt(
             for parameter in subject.parameters():
                 parameter.grad = None
             step = _Step(subject, variant, execution, scale)
-            return step.run(batch, Recorder(execution.half.execute) if record else None)
+            # What each module did is told of the step as given; elsewhere it only costs.
+            watch = variant == NATIVE
+            recorder = Recorder(execution.half.execute, watch_modules=watch) if record else None
+            return step.run(batch, recorder)
     except NanhuntError:
         raise
     except (Exception, SystemExit) as error:
@@ -181,15 +185,14 @@ class _Step:
         trace = Trace(
             events,
             tuple(sinks),
-            recorder.state,
-            run.loss,
-            terms,
-            self.owners,
-            measure_batch(copied),
-            outputs,
-            tuple(
-                name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
-            ),
+            state=recorder.state,
+            loss=run.loss,
+            terms=terms,
+            owners=self.owners,
+            batch=measure_batch(copied),
+            outputs=outputs,
+            without_gradient=without_gradient(model),
+            passages=tuple(recorder.passages),
         )
         return Replay(self.variant, run, trace, digest, weights)
 

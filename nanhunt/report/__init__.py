@@ -11,7 +11,9 @@ from nanhunt.records import Report
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FORMS: Mapping[str, str] = MappingProxyType({"terminal": "nanhunt.report.terminal"})
+FORMS: Mapping[str, str] = MappingProxyType(
+    {"modules": "nanhunt.report.modules", "terminal": "nanhunt.report.terminal"}
+)
 
 
 def renderer(name: str) -> "Callable[[Report], RenderableType]":

@@ -17,6 +17,7 @@ from rich.text import Text
 from nanhunt.records import Ablation, Finding, Phase, Report, Run, Step, Verdict
 from nanhunt.report import tables
 from nanhunt.report.layout import Sheet, beside, clean, clipped, number, said, short
+from nanhunt.report.modules import around_culprit
 from nanhunt.report.tables import BAD, FAINT, GOOD, ODD, outcome, share
 
 PROSE = 100  # no line of prose is longer, however wide the console is
@@ -318,6 +319,7 @@ _SECTIONS: tuple[_Section, ...] = (
     tables.runs,
     tables.ablations,
     tables.diagnosis,
+    around_culprit,
     _path,
     _notes,
 )

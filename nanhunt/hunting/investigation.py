@@ -1,11 +1,7 @@
-"""The hunt: replays a subject in every variant, and makes one report of what was measured.
-
-The only room that knows both columns: it runs the replays and hands their traces to the analysis.
-"""
+"""An investigation: what is known so far, replay by replay, and the report at its end."""
 
 import linecache
 import platform
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -16,58 +12,18 @@ import torch
 from nanhunt import analysis
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.places import readable_frame, readable_path
-from nanhunt.records import Ablation, Answer, Finding, Report, Run, Sample, Sink, Verdict
+from nanhunt.records import Ablation, Answer, Finding, Report, Run, Sample, Sink, Trace, Verdict
 from nanhunt.replay import Replay, blame_terms, replay
 from nanhunt.snapshot import keep_generators, seed_generators
 from nanhunt.structure import count_samples, take_samples
 from nanhunt.subject import Subject, told
-from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of, variant
+from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of
 
 ALL = "all"
 
 
-def hunt(
-    subject: Any,
-    *,
-    batch: int = 0,
-    precisions: Sequence[str] = DEFAULT,
-    ablate: Sequence[str] = (),
-    others: Iterable[Subject] = (),
-    progress: Callable[[str], object] = lambda _: None,
-) -> Report:
-    """Replay one step of a subject in several variants and report the first non-finite value.
-
-    Args:
-        subject: a `Subject`, a tuple `(model, batch, loss_fn)`, or any object of that shape.
-        batch: index of the batch.
-        precisions: names of variants; `native` is always run and alone decides the verdict.
-        ablate: weights or terms to take out; `"all"` tries every one.
-        others: the same subject from other initialisations, to see whether it fails there too.
-        progress: called with a short text before each replay.
-
-    Returns:
-        The report. The subject is afterwards as it was before, to the bit.
-
-    Raises:
-        SubjectError: the step as given cannot be run.
-        UsageError: a precision, weight or term that does not exist.
-    """
-    start = time.perf_counter()
-    chosen = [variant(name) for name in precisions if name != NATIVE.name]
-    investigation = _Investigation(Subject.of(subject), batch, progress)
-    investigation.start()
-    investigation.check_names(ablate)
-    for each in chosen:
-        investigation.run(each)
-    investigation.ablate(ablate, chosen)
-    investigation.try_sizes()
-    investigation.try_others(others)
-    report = investigation.report(tuple(precisions), tuple(ablate))
-    return replace(report, seconds=time.perf_counter() - start)
-
-
 @dataclass(slots=True)
-class _Investigation:
+class Investigation:
     """What is known so far, replay by replay."""
 
     subject: Subject
@@ -151,6 +107,11 @@ class _Investigation:
         weights = self.subject.live_weights() if self.subject.reweight is not None else {}
         terms = [term.name for term in self._native.run.terms]
         return list(dict.fromkeys((*weights, *terms)))
+
+    @property
+    def trace(self) -> Trace:
+        """What the native replay recorded."""
+        return self._native.trace or Trace((), ())
 
     @property
     def _native(self) -> Replay:
@@ -296,6 +257,7 @@ class _Investigation:
             ablations=tuple(self.ablations),
             precision=analysis.judge_precision(self.runs),
             diagnosis=self._diagnosis(twins),
+            modules=analysis.summarise_modules(self.trace),
             twins=twins,
             weights=tuple(weights.items()),
             deterministic=self.deterministic,

@@ -1,0 +1,8 @@
+"""The hunt: replays a subject in every variant, and makes one report of what was measured.
+
+The only room that knows both columns: it runs the replays and hands their traces to the analysis.
+"""
+
+from nanhunt.hunting.hunt import hunt, investigate
+
+__all__ = ["hunt", "investigate"]

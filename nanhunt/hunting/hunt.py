@@ -1,0 +1,71 @@
+"""`hunt`, and `investigate` for those who want the trace as well."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nanhunt.hunting.investigation import Investigation
+from nanhunt.records import Report, Trace
+from nanhunt.subject import Subject
+from nanhunt.variants import DEFAULT, NATIVE, variant
+
+
+def hunt(
+    subject: Any,
+    *,
+    batch: int = 0,
+    precisions: Sequence[str] = DEFAULT,
+    ablate: Sequence[str] = (),
+    others: Iterable[Subject] = (),
+    progress: Callable[[str], object] = lambda _: None,
+) -> Report:
+    """Replay one step of a subject in several variants and report the first non-finite value.
+
+    Args:
+        subject: a `Subject`, a tuple `(model, batch, loss_fn)`, or any object of that shape.
+        batch: index of the batch.
+        precisions: names of variants; `native` is always run and alone decides the verdict.
+        ablate: weights or terms to take out; `"all"` tries every one.
+        others: the same subject from other initialisations, to see whether it fails there too.
+        progress: called with a short text before each replay.
+
+    Returns:
+        The report. The subject is afterwards as it was before, to the bit.
+
+    Raises:
+        SubjectError: the step as given cannot be run.
+        UsageError: a precision, weight or term that does not exist.
+    """
+    return investigate(
+        subject,
+        batch=batch,
+        precisions=precisions,
+        ablate=ablate,
+        others=others,
+        progress=progress,
+    )[0]
+
+
+def investigate(
+    subject: Any,
+    *,
+    batch: int = 0,
+    precisions: Sequence[str] = DEFAULT,
+    ablate: Sequence[str] = (),
+    others: Iterable[Subject] = (),
+    progress: Callable[[str], object] = lambda _: None,
+) -> tuple[Report, Trace]:
+    """Hunt, and keep what the native replay recorded; arguments and errors as of `hunt`."""
+    start = time.perf_counter()
+    chosen = [variant(name) for name in precisions if name != NATIVE.name]
+    investigation = Investigation(Subject.of(subject), batch, progress)
+    investigation.start()
+    investigation.check_names(ablate)
+    for each in chosen:
+        investigation.run(each)
+    investigation.ablate(ablate, chosen)
+    investigation.try_sizes()
+    investigation.try_others(others)
+    report = investigation.report(tuple(precisions), tuple(ablate))
+    return replace(report, seconds=time.perf_counter() - start), investigation.trace
