@@ -1,14 +1,20 @@
 """What recording a step costs, as a ratio to the plain step.
 
-`python benchmarks/overhead.py` interleaves the plain step, `detect_anomaly`, an empty dispatch mode
-and the recorder, takes medians, and prints a table. Ratios are what counts: the machine's own speed
-and its noise divide out.
+`python benchmarks/overhead.py` interleaves the plain step, an empty dispatch mode, the recorder,
+`detect_anomaly`, torch's `DebugMode` and plain module hooks, takes medians, and prints a table of
+ratios: the machine's own speed and its noise divide out. `--memory` runs each in a process of its
+own and compares the peaks of resident memory instead.
 """
 
 import argparse
+import contextlib
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -61,6 +67,17 @@ def convnet() -> Callable[[], Tensor]:
     return lambda: model(x).square().mean()
 
 
+def algebra() -> Callable[[], Tensor]:
+    """Complex eigenvalues, a solve and an inverse of 16 Hermitian matrices of 64 x 64."""
+    factor = nn.Parameter(torch.randn(16, 64, 64, dtype=torch.complex64))
+
+    def step() -> Tensor:
+        r = factor @ factor.mH / 64 + 0.1 * torch.eye(64)
+        return torch.linalg.eigvalsh(r).log().sum() + torch.linalg.solve(r, factor).abs().mean()
+
+    return step
+
+
 def ris(preset: str) -> Callable[[], Tensor]:
     """The bundled system without the term that fails."""
     subject: Subject = load("ris:incident", options={"preset": preset}).subject
@@ -73,7 +90,9 @@ WORK: Mapping[str, Callable[[], Callable[[], Tensor]]] = {
     "mlp": mlp,
     "encoder": encoder,
     "convnet": convnet,
+    "algebra": algebra,
     "ris small": lambda: ris("small"),
+    "ris full": lambda: ris("full"),
 }
 
 
@@ -82,11 +101,35 @@ def recording() -> AbstractContextManager[Any]:
     return Recorder().recording()
 
 
+@contextlib.contextmanager
+def hooked() -> Iterator[None]:
+    """Hooks on every module that look at each output: what module-level detectors do."""
+
+    def look(_module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            output.isfinite().all().item()
+
+    handle = nn.modules.module.register_module_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def debug_mode() -> AbstractContextManager[Any]:
+    """Torch's own recorder of ops."""
+    from torch.utils._debug_mode import DebugMode
+
+    return DebugMode()
+
+
 MODES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
     "empty mode": Empty,
     "recorder": recording,
     "detect_anomaly": lambda: torch.autograd.detect_anomaly(check_nan=True),
+    "DebugMode": debug_mode,
+    "module hooks": hooked,
 }
 
 
@@ -102,25 +145,48 @@ def measure(step: Callable[[], Tensor], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
+def peak_memory(work: str, mode: str) -> float:
+    """Peak resident memory, MiB, of a process that takes three steps under one mode."""
+    words = [sys.executable, __file__, "--work", work, "--only", mode]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+    return float(ran.stdout)
+
+
+def print_peak(work: str, mode: str) -> None:
+    """Take the steps and print the peak; run in a process of its own."""
+    step = WORK[work]()
+    for _ in range(3):
+        with MODES[mode]():
+            step().backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--work", nargs="*", choices=list(WORK), default=list(WORK))
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--only", choices=list(MODES), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    if chosen.only:
+        print_peak(chosen.work[0], chosen.only)
+        return
+    unit = "MiB" if chosen.memory else "ms"
     rows = {}
     for name in chosen.work:
         torch.manual_seed(0)
-        seconds = measure(WORK[name](), chosen.rounds)
-        ratios = {mode: value / seconds["plain"] for mode, value in seconds.items()}
-        rows[name] = {"plain, ms": 1e3 * seconds["plain"], **ratios}
+        if chosen.memory:
+            cost = {mode: peak_memory(name, mode) for mode in MODES}
+        else:
+            cost = {mode: 1e3 * t for mode, t in measure(WORK[name](), chosen.rounds).items()}
+        ratios = {mode: value / cost["plain"] for mode, value in cost.items()}
+        rows[name] = {f"plain, {unit}": cost["plain"], **ratios}
     print(pd.DataFrame(rows).T.drop(columns="plain").round(2).to_string())
 
 
 if __name__ == "__main__":
-    import warnings
-
     warnings.filterwarnings("ignore", message="Anomaly Detection")
     main()

@@ -149,15 +149,17 @@ def _scale_fits(case: Case) -> Reply:
 
 
 def _gone_without(case: Case) -> Reply:
-    tried = [a for a in case.ablations if a.mode == "without"]
+    without = (a for a in case.ablations if a.mode == "without")
+    tried = sorted(without, key=lambda a: not a.cures)
     if not tried:
         return _unknown("nothing was ablated")
     words = {True: "took effect", False: "took NO effect", None: "effect unknown"}
     told = "; ".join(
         f"{' + '.join(a.names)}: {'finite' if a.finite else 'still non-finite'}, "
         f"{words[a.took_effect]}"
-        for a in tried[:4]
+        for a in tried[:3]
     )
+    told += f"; {len(tried) - 3} more" if len(tried) > 3 else ""
     return "yes" if any(a.cures for a in tried) else "no", told
 
 

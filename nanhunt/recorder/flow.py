@@ -126,6 +126,11 @@ class Flow:
         self._poison: dict[int, Poison] = {}
         self._described = 0
 
+    @property
+    def has_poison(self) -> bool:
+        """Whether any storage is known to hold a non-finite value."""
+        return bool(self._poison)
+
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it."""
         if asked is None:
@@ -143,7 +148,7 @@ class Flow:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
         if info.is_update and storage_key(inputs[0]) not in self._poison:
             self._note_stranger(inputs[0])  # what it holds now cannot be told afterwards
-        if not self._poison or info.is_view:
+        if info.is_view:
             return None
         poisons = [self._poison.get(storage_key(tensor)) for tensor in inputs]
         if not any(poisons):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanhunt import measurement
 from nanhunt.recorder.flow import Flow
 from nanhunt.recorder.frames import read_frame, user_call
-from nanhunt.recorder.schema import Call, op_info
+from nanhunt.recorder.schema import Call, op_info, tensors_in
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
 
@@ -149,24 +149,34 @@ class Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        call = Call(op_info(func), args, kwargs or {})
+        info, kwargs = op_info(func), kwargs or {}
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
-        inputs = call.inputs
-        given = self._flow.measure_inputs(inputs, call.info)
+        inputs = tensors_in(args)
+        if kwargs:
+            inputs += tensors_in(tuple(kwargs.values()))
+        flow = self._flow
+        given = None
+        if flow.has_poison or info.is_update:
+            given = flow.measure_inputs(inputs, info)
         shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        returned = self._execute(func, args, call.kwargs)
-        outputs = call.outputs(returned)
+        returned = self._execute(func, args, kwargs)
+        is_plain = isinstance(returned, Tensor) and not info.mutated
+        outputs = [returned] if is_plain else Call(info, args, kwargs).outputs(returned)
         place, applier = user_call()
         # A backward that builds no graph makes no nodes; the last number is the forward's.
         makes_nodes = node is None or torch.is_grad_enabled()
-        met = self._flow.follow(call, node, given, outputs, len(self._raw))
+        met = None
+        # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
+        if flow.has_poison or (info.is_screened and measurement.suspects(outputs)):
+            call = Call(info, args, kwargs)
+            met = flow.follow(call, node, given, outputs, len(self._raw))
         self._raw.append(
             (
                 # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
                 "backward" if node is not None else self.stage,
-                call.info.name,
+                info.name,
                 self._node_facts,
                 _sequence_number() - 1 if makes_nodes else None,
                 self._node_run,

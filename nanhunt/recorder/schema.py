@@ -98,8 +98,6 @@ class Call(NamedTuple):
 
     def outputs(self, returned: Any) -> list[Tensor]:
         """Returned tensors, then the mutated arguments that were not returned."""
-        if not self.info.mutated and isinstance(returned, Tensor):
-            return [returned]
         outputs = tensors_in(returned if isinstance(returned, (list, tuple)) else (returned,))
         for position, name in self.info.mutated:
             in_place = position < len(self.args)
