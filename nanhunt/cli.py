@@ -98,7 +98,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         tell("torch")
         from dataclasses import replace
 
-        from nanhunt.hunting import investigate
+        from nanhunt.hunting import Plan, investigate
         from nanhunt.loading import load, read_option
         from nanhunt.variants import DEFAULT
 
@@ -111,14 +111,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
             load(loaded.spec, options=options, seed=seed + k, device=device).subject
             for k in range(1, seeds + 1)
         )
-        report, trace = investigate(
-            loaded.subject,
-            others=others,
-            batch=batch,
-            precisions=_names(precision) or DEFAULT,
-            ablate=_names(ablate),
-            progress=tell,
-        )
+        plan = Plan(batch, _names(precision) or DEFAULT, _names(ablate), others, tell)
+        report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
     if events is not None:

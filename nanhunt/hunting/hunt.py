@@ -2,13 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanhunt.hunting.investigation import Investigation
 from nanhunt.records import Report, Trace
 from nanhunt.subject import Subject
 from nanhunt.variants import DEFAULT, NATIVE, variant
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an investigation is to do; the arguments of `hunt`."""
+
+    batch: int = 0
+    precisions: Sequence[str] = DEFAULT
+    ablate: Sequence[str] = ()
+    others: Iterable[Subject] = ()
+    progress: Callable[[str], object] = lambda _: None
 
 
 def hunt(
@@ -37,35 +48,21 @@ def hunt(
         SubjectError: the step as given cannot be run.
         UsageError: a precision, weight or term that does not exist.
     """
-    return investigate(
-        subject,
-        batch=batch,
-        precisions=precisions,
-        ablate=ablate,
-        others=others,
-        progress=progress,
-    )[0]
+    plan = Plan(batch, precisions, ablate, others, progress)
+    return investigate(subject, plan)[0]
 
 
-def investigate(
-    subject: Any,
-    *,
-    batch: int = 0,
-    precisions: Sequence[str] = DEFAULT,
-    ablate: Sequence[str] = (),
-    others: Iterable[Subject] = (),
-    progress: Callable[[str], object] = lambda _: None,
-) -> tuple[Report, Trace]:
-    """Hunt, and keep what the native replay recorded; arguments and errors as of `hunt`."""
+def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
+    """Hunt as planned, and keep what the native replay recorded; errors as of `hunt`."""
     start = time.perf_counter()
-    chosen = [variant(name) for name in precisions if name != NATIVE.name]
-    investigation = Investigation(Subject.of(subject), batch, progress)
+    chosen = [variant(name) for name in plan.precisions if name != NATIVE.name]
+    investigation = Investigation(Subject.of(subject), plan.batch, plan.progress)
     investigation.start()
-    investigation.check_names(ablate)
+    investigation.check_names(plan.ablate)
     for each in chosen:
         investigation.run(each)
-    investigation.ablate(ablate, chosen)
+    investigation.ablate(plan.ablate, chosen)
     investigation.try_sizes()
-    investigation.try_others(others)
-    report = investigation.report(tuple(precisions), tuple(ablate))
+    investigation.try_others(plan.others)
+    report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
     return replace(report, seconds=time.perf_counter() - start), investigation.trace

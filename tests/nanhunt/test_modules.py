@@ -11,7 +11,7 @@ from torch import nn
 
 from nanhunt.cli import main
 from nanhunt.errors import UsageError
-from nanhunt.hunting import investigate
+from nanhunt.hunting import Plan, investigate
 from nanhunt.report import renderer
 from nanhunt.report.events import check_format, save, tabulate
 
@@ -36,12 +36,12 @@ def loss(model, x):
 def failing():
     """A report and a trace in which the second of two samples has a root at 0."""
     x = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
-    return investigate((Net(), (x,), loss), precisions=("native", "amp-bf16"))
+    return investigate((Net(), (x,), loss), Plan(precisions=("native", "amp-bf16")))
 
 
 @pytest.fixture(scope="module")
 def healthy():
-    return investigate((Net(), (torch.ones(2, 2),), loss), precisions=("native",))
+    return investigate((Net(), (torch.ones(2, 2),), loss), Plan(precisions=("native",)))
 
 
 def by_name(report):
@@ -95,7 +95,7 @@ def test_both_forms_show_the_modules(failing, form):
 def test_watching_leaves_no_hook():
     """Hooks on outputs are gone when the replay is over, and results are the same bits."""
     model = Net()
-    investigate((model, (torch.ones(2, 2),), loss), precisions=("native",))
+    investigate((model, (torch.ones(2, 2),), loss), Plan(precisions=("native",)))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 
