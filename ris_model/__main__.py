@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from ris_model.config import Scenario
     from ris_model.subject import Subject
 
@@ -22,22 +19,23 @@ app = typer.Typer(
 )
 
 Preset = Annotated[str, typer.Option(help="tiny, small or full.")]
+Profile = Annotated[str, typer.Option(help="incident or sound.")]
 
 
 @app.command()
-def describe(preset: Preset = "full") -> None:
+def describe(*, preset: Preset = "full", profile: Profile = "incident") -> None:
     """Show the array, its distances and the parameters of a preset."""
     from rich.console import Console
     from rich.table import Table
 
     from ris_model.config import choose_preset
-    from ris_model.subject import incident
+    from ris_model.subject import build
 
     with _answering_wrong_input():
         config = choose_preset(preset)
         # two scenes are enough to see which parameters the objective reaches
-        subject = incident(preset, batch_size=2)
-    table = Table("quantity", "value", title=f"ris_model, preset {preset}")
+        subject = build(profile, preset, batch_size=2)
+    table = Table("quantity", "value", title=f"ris_model, {profile}, preset {preset}")
     for name, value in (*_describe_scenario(config.scenario), *_describe_model(subject)):
         table.add_row(name, value)
     Console().print(table)
@@ -47,32 +45,26 @@ def describe(preset: Preset = "full") -> None:
 def step(
     *,
     preset: Preset = "tiny",
-    profile: Annotated[str, typer.Option(help="Which system: incident.")] = "incident",
+    profile: Profile = "incident",
     batch: Annotated[int, typer.Option(help="Index of the training batch.")] = 0,
     amp: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off",
     seed: Annotated[int, typer.Option(help="Of the parameters and the data.")] = 0,
 ) -> None:
-    """Run forward and backward of one batch; show the terms, the loss and the gradients."""
+    """Make one safe training step; show the terms, the loss, the gradients and what was done."""
     import torch
 
     from ris_model.subject import build
+    from ris_model.training import safe_step, write_log
 
     with _answering_wrong_input():
         subject = build(profile, preset, seed=seed, amp=amp)
         scenes = subject.batches(batch)
     torch.manual_seed(subject.seed)
-    terms = subject.loss_fn(subject.model, scenes)
-    for name, term in terms.items():
-        typer.echo(f"{name:<16}{term.item():.6f}")
-    _propagate(subject, sum(terms.values(), start=torch.zeros(())))
-    loss = math.fsum(term.item() for term in terms.values())
-    typer.echo(f"[DEBUG] Loss is {'finite' if math.isfinite(loss) else 'not finite'}: {loss:.6f}")
-    norms = {
-        group: _measure_gradient(subject.model.get_submodule(prefix) for prefix in prefixes)
-        for group, prefixes in subject.groups.items()
-    }
-    shown = " ".join(f"{group}={norm:.3e}" for group, norm in norms.items())
-    typer.echo(f"[GRAD] {shown} ok={all(map(math.isfinite, norms.values()))}")
+    outcome = safe_step(subject, scenes)
+    for name, value in outcome.terms.items():
+        typer.echo(f"{name:<16}{value:.6f}")
+    for line in write_log(outcome, subject.weights()):
+        typer.echo(line)
 
 
 def _describe_scenario(scenario: Scenario) -> Iterator[tuple[str, str]]:
@@ -92,30 +84,13 @@ def _describe_model(subject: Subject) -> Iterator[tuple[str, str]]:
     import torch
 
     terms = subject.loss_fn(subject.model, subject.batches(0))
-    _propagate(subject, sum(terms.values(), start=torch.zeros(())))
+    torch.stack(list(terms.values())).sum().backward()
     parameters = list(subject.model.parameters())
     yield "parameters", f"{sum(p.numel() for p in parameters):,}"
     for group, prefixes in subject.groups.items():
         inside = [p for name in prefixes for p in subject.model.get_submodule(name).parameters()]
         yield f"  {group}", f"{sum(p.numel() for p in inside):,}"
     yield "  without gradient", f"{sum(p.numel() for p in parameters if p.grad is None):,}"
-
-
-def _propagate(subject: Subject, loss: Tensor) -> None:
-    """Backward, through the scaler and back to true gradients where there is one."""
-    if subject.scaler is None:
-        loss.backward()
-        return
-    subject.scaler.scale(loss).backward()
-    subject.scaler.unscale_(subject.optimizer)
-
-
-def _measure_gradient(modules: Iterator[nn.Module]) -> float:
-    """Norm of all gradients of some modules, as they are: nothing is cleaned before the check."""
-    from torch.nn.utils import get_total_norm
-
-    found = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-    return get_total_norm(found).item()
 
 
 @contextmanager

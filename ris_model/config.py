@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Steering = Literal["exact", "second-order"]
 Split = Literal["train", "val", "test"]
+Profile = Literal["incident", "sound"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -60,7 +61,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSize:
-    """Sizes of the backbone and the heads."""
+    """Sizes of the backbone and the heads of the incident's network."""
 
     width: int  # D
     layers: int
@@ -69,6 +70,34 @@ class NetworkSize:
     grid: int  # cells per angle of the soft-argmax maps
     dropout: float = 0.2
     temperature: float = 0.15  # of the soft-argmax
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSize:
+    """Sizes of the sound network: its cells, its images and its convolutions.
+
+    The cells are uniform in (u_x, u_y, 1/r) over the field of view, about 0.4 beamwidths apart.
+    """
+
+    columns: int  # cells along u_x
+    rows: int  # cells along u_y
+    planes: int  # cells along 1/r
+    channels: int
+    blocks: int  # residual blocks of two convolutions
+    ridges: tuple[float, ...] = (1.0, 0.1)  # of the whitening, one image each, over tr(H H^H)/M
+    # Images are divided by what the surface can send there. Costs N^2 products per cell and scene.
+    illuminated: bool = True
+    capon_loading: float = 0.3  # of the sharpened image, over the mean of its diagonal
+
+    @property
+    def cells(self) -> int:
+        """G, cells of the heat map."""
+        return self.columns * self.rows * self.planes
+
+    @property
+    def images(self) -> int:
+        """Images per plane: one per ridge, the same by illumination, the sharpened one."""
+        return len(self.ridges) * (1 + self.illuminated) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +118,10 @@ class CovarianceForm:
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weight of each loss term; the term's name is the field's name without `lam_`."""
+    """Weight of each loss term; the term's name is the field's name without `lam_`.
+
+    The defaults are the incident's; `SOUND_WEIGHTS` are those of the sound profile.
+    """
 
     lam_cov: float = 1.0
     lam_cov_pred: float = 0.05
@@ -104,6 +136,21 @@ class LossWeights:
     lam_align: float = 0.002
     lam_subspace_align: float = 0.0
     lam_peak_contrast: float = 0.05
+    lam_heatmap: float = 0.0
+    lam_offset: float = 0.0
+
+
+# The heat map leads. What reads the decoded sources corrects their offsets and powers, and what
+# contains the sample covariance counts less than what does not: its subspace is a poor witness.
+SOUND_WEIGHTS = LossWeights(
+    lam_cov=0.1,
+    lam_cov_pred=0.25,
+    lam_aux=0.1,
+    lam_align=0.02,
+    lam_subspace_align=0.02,
+    lam_heatmap=1.0,
+    lam_offset=1.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +161,9 @@ class Training:
     learning_rate: float = 3e-4  # of the backbone
     head_factor: float = 4.0  # the head learns this much faster
     weight_decay: float = 1e-4
+    warmup: int = 50  # steps of linear rise of the rate
+    steps: int = 2400  # over which the rate falls by a cosine
+    rate_floor: float = 0.02  # share of the rate that is left at the end
     train_scenes: int = 100_000
     val_scenes: int = 10_000
     test_scenes: int = 10_000
@@ -130,6 +180,7 @@ class Config:
 
     scenario: Scenario
     network: NetworkSize
+    detector: DetectorSize
     training: Training
     covariance: CovarianceForm = field(default_factory=CovarianceForm)
     weights: LossWeights = field(default_factory=LossWeights)
@@ -150,6 +201,7 @@ PRESETS: dict[str, Config] = {
             code_pool=4,
         ),
         network=NetworkSize(width=32, layers=1, heads=2, feedforward=64, grid=9),
+        detector=DetectorSize(columns=9, rows=7, planes=4, channels=8, blocks=1),
         training=Training(batch_size=8),
         covariance=CovarianceForm(align_loading=1e-1),
     ),
@@ -166,6 +218,7 @@ PRESETS: dict[str, Config] = {
             snr_max=20.0,
         ),
         network=NetworkSize(width=128, layers=3, heads=4, feedforward=256, grid=21),
+        detector=DetectorSize(columns=14, rows=9, planes=8, channels=32, blocks=4),
         training=Training(batch_size=64),
         covariance=CovarianceForm(align_loading=1e-2),
     ),
@@ -182,6 +235,15 @@ PRESETS: dict[str, Config] = {
             snr_max=20.0,
         ),
         network=NetworkSize(width=512, layers=4, heads=8, feedforward=512, grid=61),
+        detector=DetectorSize(
+            columns=28,
+            rows=16,
+            planes=8,
+            channels=48,
+            blocks=4,
+            ridges=(0.1,),
+            illuminated=False,  # 2 N^2 G multiplications per image and scene are too many here
+        ),
         training=Training(batch_size=64),
     ),
 }
@@ -194,3 +256,11 @@ def choose_preset(name: str) -> Config:
         msg = f"there is no preset {name!r}; choose one of {known}"
         raise ValueError(msg)
     return PRESETS[name]
+
+
+def apply_profile(config: Config, profile: Profile) -> Config:
+    """Return the configuration of a profile: its weights and its rates."""
+    if profile == "incident":
+        return config
+    training = replace(config.training, learning_rate=2e-3, head_factor=1.0)
+    return replace(config, weights=SOUND_WEIGHTS, training=training)

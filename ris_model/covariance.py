@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ris_model.config import CovarianceForm
-from ris_model.linalg import hermitise
+from ris_model.linalg import hermitise, sqrt_or_zero
 
 # Keeps the scaling finite at an all-zero matrix; every real trace is far above it.
 _LEAST_TRACE = 1e-12
@@ -86,6 +86,52 @@ def combine_factors(
 def form_predicted(factors: torch.Tensor, *, trace: float) -> torch.Tensor:
     """R = F F^H at the given trace, [B, N, N] from F [B, N, K]."""
     return scale_trace(hermitise(factors @ factors.mH), trace)
+
+
+def form_sources(
+    steering: torch.Tensor,
+    power: torch.Tensor,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """R = sum_k p_k a_k a_k^H + sigma^2 I at trace N.
+
+    Args:
+        steering: [B, K, N], the columns of A as rows.
+        power: [B, K] p_k, 0 in the empty slots.
+        noise: [B] sigma^2, none when left out.
+
+    Returns:
+        [B, N, N] complex.
+    """
+    weighted = steering * power[..., None]
+    r = hermitise(weighted.mT @ steering.conj())
+    side = steering.shape[-1]
+    if noise is not None:
+        eye = torch.eye(side, dtype=r.dtype, device=r.device)
+        r = r + noise[:, None, None] * eye
+    return scale_trace(r, side)
+
+
+def form_compact(
+    steering: torch.Tensor,
+    power: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """Return the small matrix with the K + 1 largest eigenvalues of `form_sources` at trace 1.
+
+    B^H B + sigma^2 I with B the columns sqrt(p_k) a_k, and one sigma^2 more: the N - K others are
+    all sigma^2. Its gradient needs neither the N x N matrix nor its null space.
+
+    Returns:
+        [B, K + 1, K + 1] complex.
+    """
+    side, slots = steering.shape[-1], steering.shape[-2]
+    columns = steering * sqrt_or_zero(power)[..., None]
+    gram = hermitise(columns.conj() @ columns.mT)
+    padded = torch.nn.functional.pad(gram, (0, 1, 0, 1))
+    eye = torch.eye(slots + 1, dtype=gram.dtype, device=gram.device)
+    trace = power.sum(-1) + side * noise
+    return (padded + noise[:, None, None] * eye) / trace.clamp_min(_LEAST_TRACE)[:, None, None]
 
 
 def form_blend(r: torch.Tensor, r_samp: torch.Tensor, *, blend: float) -> torch.Tensor:

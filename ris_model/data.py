@@ -19,9 +19,8 @@ from ris_model.channel import (
     observe,
 )
 from ris_model.config import SPLITS, Scenario, Split
-from ris_model.covariance import estimate_samples, scale_trace
+from ris_model.covariance import estimate_samples, form_sources
 from ris_model.geometry import place_elements, steer
-from ris_model.linalg import hermitise
 
 # Where the empty slots point: anything that can be steered to; no term reads it.
 _EMPTY_RANGE = 1.0
@@ -118,8 +117,7 @@ def draw_batch(scenario: Scenario, *, seed: int, split: Split, index: int, size:
 
 def form_true(steering: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
     """R_true = A diag(power) A^H at trace N, [B, N, N] from [B, K, N] and [B, K]."""
-    weighted = steering * power[..., None]
-    return scale_trace(hermitise(weighted.mT @ steering.conj()), steering.shape[-1])
+    return form_sources(steering, power)
 
 
 def _draw_points(rng: np.random.Generator, scenario: Scenario, *, size: int) -> torch.Tensor:

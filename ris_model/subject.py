@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import nn
 
-from ris_model.config import Config, choose_preset
+from ris_model.config import Config, Profile, apply_profile, choose_preset
 from ris_model.data import Batch, draw_batch
-from ris_model.losses import Objective
-from ris_model.network import Localiser
+from ris_model.losses import Objective, SoundObjective
+from ris_model.network import Detector, Localiser
+from ris_model.training import plan_rate
 
 # Option -> the precision of the network under autocast; the loss is FP32 at least.
 AMP_DTYPES: dict[str, torch.dtype | None] = {
@@ -19,7 +21,14 @@ AMP_DTYPES: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-PROFILES = ("incident",)
+# Profile -> its network and its objective.
+PROFILES: dict[str, tuple[type[Localiser | Detector], type[Objective]]] = {
+    "incident": (Localiser, Objective),
+    "sound": (Detector, SoundObjective),
+}
+# Of the sound profile under FP16. Its gradients are of order 1 to 10 at first: no step is lost to
+# finding a scale, and a gradient of 1e-7 is still above what FP16 flushes to zero.
+_FIRST_SCALE = 1024.0
 _GREATEST_SEED = 2**63 - 1  # what torch.manual_seed takes
 GROUPS: dict[str, tuple[str, ...]] = {"backbone": ("backbone",), "head": ("head",)}
 
@@ -39,7 +48,7 @@ class Subject:
     weights: Callable[[], dict[str, float]]  # as the live objective holds them
     reweight: Callable[[str, float], None]  # sets one there
     scaler: torch.amp.GradScaler | None = None
-    scheduler: None = None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(GROUPS))
 
 
@@ -62,7 +71,8 @@ def build(
     if profile not in PROFILES:
         msg = f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}"
         raise ValueError(msg)
-    config = choose_preset(preset)
+    config = apply_profile(choose_preset(preset), cast("Profile", profile))
+    network, objective_of = PROFILES[profile]
     precision = _choose_precision(amp)
     root = _read_whole("seed", seed, least=0, most=_GREATEST_SEED)
     if batch_size is not None:
@@ -70,18 +80,20 @@ def build(
         config = replace(config, training=replace(config.training, batch_size=size))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(root)
-        model = Localiser(config)
-    objective = Objective(config)
+        model = network(config)
+    objective = objective_of(config)
+    optimizer = _make_optimizer(model, config)
     return Subject(
         model=model,
         batches=_number_batches(config, seed=root),
         loss_fn=_compose_loss(objective, precision),
         name=f"ris:{profile}",
         seed=root,
-        optimizer=_make_optimizer(model, config),
+        optimizer=optimizer,
         weights=objective.list_weights,
         reweight=objective.reweight,
-        scaler=torch.amp.GradScaler("cpu") if precision is torch.float16 else None,
+        scaler=_make_scaler(profile) if precision is torch.float16 else None,
+        scheduler=plan_rate(optimizer, config.training) if profile == "sound" else None,
     )
 
 
@@ -94,6 +106,17 @@ def incident(
 ) -> Subject:
     """Build the system of the case report, as it failed on its first batch."""
     return build("incident", preset, seed=seed, amp=amp, batch_size=batch_size)
+
+
+def sound(
+    preset: str = "full",
+    seed: int | str = 0,
+    *,
+    amp: str = "off",
+    batch_size: int | str | None = None,
+) -> Subject:
+    """Build the system as it should be: every term with a defined gradient."""
+    return build("sound", preset, seed=seed, amp=amp, batch_size=batch_size)
 
 
 def _choose_precision(amp: str) -> torch.dtype | None:
@@ -142,7 +165,14 @@ def _compose_loss(objective: Objective, precision: torch.dtype | None) -> LossFn
     return loss_fn
 
 
-def _make_optimizer(model: Localiser, config: Config) -> torch.optim.Optimizer:
+def _make_scaler(profile: str) -> torch.amp.GradScaler:
+    """Scaler of the FP16 network; the incident has torch's own first scale, 65536."""
+    if profile == "incident":
+        return torch.amp.GradScaler("cpu")
+    return torch.amp.GradScaler("cpu", init_scale=_FIRST_SCALE)
+
+
+def _make_optimizer(model: Localiser | Detector, config: Config) -> torch.optim.Optimizer:
     """AdamW; the head learns faster than the backbone."""
     rate = config.training.learning_rate
     groups = [

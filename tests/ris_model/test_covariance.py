@@ -9,8 +9,10 @@ from ris_model.covariance import (
     combine_factors,
     estimate_samples,
     form_blend,
+    form_compact,
     form_effective,
     form_predicted,
+    form_sources,
     load_diagonal,
     read_trace,
     retract,
@@ -107,3 +109,26 @@ def test_sample_covariance_equals_the_ridge_written_out():
         total += torch.outer(x, x.conj())
     wanted = total * (16 / total.diagonal().sum().real)
     assert torch.allclose(estimate_samples(y, h, codes=codes)[0], wanted)
+
+
+STEERING = draw(3, 2, 16, seed=3)
+POWER = torch.tensor([[1.0, 2.0], [0.5, 0.0], [3.0, 1e-3]], dtype=torch.float64)
+NOISE = torch.tensor([0.1, 0.0, 2.0], dtype=torch.float64)
+
+
+def test_covariance_of_sources_equals_the_sum_written_out():
+    """sum_k p_k a_k a_k^H + sigma^2 I at trace N."""
+    for scene in range(3):
+        total = NOISE[scene] * torch.eye(16, dtype=torch.complex128)
+        for p, a in zip(POWER[scene], STEERING[scene], strict=True):
+            total = total + p * torch.outer(a, a.conj())
+        wanted = total * (16 / total.diagonal().sum().real)
+        assert torch.allclose(form_sources(STEERING, POWER, NOISE)[scene], wanted)
+
+
+def test_compact_matrix_has_the_largest_eigenvalues():
+    """Those of the large matrix at trace 1, for columns of norm 1."""
+    unit = STEERING / STEERING.norm(dim=-1, keepdim=True)
+    large = torch.linalg.eigvalsh(form_sources(unit, POWER, NOISE) / 16)
+    small = torch.linalg.eigvalsh(form_compact(unit, POWER, NOISE))
+    assert torch.allclose(small, large[:, -3:], atol=1e-12)

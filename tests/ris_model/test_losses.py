@@ -1,4 +1,4 @@
-"""Losses: each term against its formula, finite differences and the inputs that are awkward."""
+"""Losses of the incident: each term against finite differences and the inputs that are awkward."""
 
 from dataclasses import fields, replace
 
@@ -9,7 +9,15 @@ from torch.autograd import gradcheck
 from ris_model.config import PRESETS, CovarianceForm, LossWeights
 from ris_model.data import Batch, draw_batch
 from ris_model.geometry import place_elements, steer
-from ris_model.losses import TERMS, Objective, match_slots, prepare, wrap_angle
+from ris_model.losses import (
+    INCIDENT_TERMS,
+    SOUND_TERMS,
+    Objective,
+    match_slots,
+    pick_slots,
+    prepare_prediction,
+    wrap_angle,
+)
 from ris_model.network import Prediction
 
 # without the load the null eigenvalues differ by rounding, and align has a gradient to check
@@ -48,7 +56,7 @@ def predict(*leaves: torch.Tensor) -> Prediction:
 
 def evaluate(name: str, *leaves: torch.Tensor) -> torch.Tensor:
     """One unweighted term."""
-    return TERMS[name](CONFIG)(prepare(predict(*leaves), BATCH, CONFIG))
+    return INCIDENT_TERMS[name](CONFIG)(prepare_prediction(predict(*leaves), BATCH, CONFIG))
 
 
 def read_gradients(name: str, leaves: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -58,14 +66,14 @@ def read_gradients(name: str, leaves: tuple[torch.Tensor, ...]) -> list[torch.Te
     return [grad for grad in grads if grad is not None]
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", INCIDENT_TERMS)
 def test_gradient_equals_finite_differences(name):
     """Every term on generic inputs."""
     run = lambda *leaves: evaluate(name, *leaves)
     assert gradcheck(run, make_leaves(), fast_mode=True, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", INCIDENT_TERMS)
 def test_term_is_positive_with_a_finite_gradient_that_is_not_zero(name):
     """No term is silently 0."""
     leaves = make_leaves()
@@ -75,7 +83,7 @@ def test_term_is_positive_with_a_finite_gradient_that_is_not_zero(name):
     assert max(grad.abs().max().item() for grad in grads) > 1e-8
 
 
-@pytest.mark.parametrize("name", [name for name in TERMS if name != "align"])
+@pytest.mark.parametrize("name", [name for name in INCIDENT_TERMS if name != "align"])
 @pytest.mark.parametrize("case", ["zero factor", "equal columns", "exact match"])
 def test_awkward_inputs_keep_value_and_gradient_finite(name, case):
     """No factor at all, a degenerate spectrum, a perfect prediction."""
@@ -93,8 +101,11 @@ def test_awkward_inputs_keep_value_and_gradient_finite(name, case):
 
 
 def test_terms_and_weights_have_the_same_names():
-    """One weight per term."""
-    assert [f"lam_{name}" for name in TERMS] == [f.name for f in fields(LossWeights)]
+    """One weight per term; each profile holds the weights of its own terms, in their order."""
+    names = [f.name for f in fields(LossWeights)]
+    assert {f"lam_{name}" for name in SOUND_TERMS} == set(names)
+    assert list(Objective(CONFIG).list_weights()) == names[:13]
+    assert {f"lam_{name}" for name in INCIDENT_TERMS} == set(names[:13])
 
 
 def test_weight_zero_leaves_the_term_out():
@@ -121,13 +132,14 @@ def test_unknown_weight_lists_the_known_ones():
 def test_matching_ignores_the_order_of_the_slots():
     """Slots in reverse order match the same sources at the same cost."""
     points = BATCH.points
-    matched = match_slots(points.flip(1), BATCH)
+    matched = pick_slots(points.flip(1), match_slots(points.flip(1), BATCH))
     assert torch.equal(matched[BATCH.active], points[BATCH.active])
 
 
 def test_matching_takes_half_precision():
     """BF16 slots against FP64 labels."""
-    matched = match_slots(BATCH.points.flip(1).bfloat16(), BATCH)
+    slots = BATCH.points.flip(1).bfloat16()
+    matched = pick_slots(slots, match_slots(slots, BATCH))
     assert torch.allclose(matched[BATCH.active].double(), BATCH.points[BATCH.active], atol=0.02)
 
 

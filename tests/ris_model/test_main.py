@@ -22,16 +22,42 @@ def test_describe_shows_the_array_and_the_parameters():
         assert text in result.output
 
 
+def test_describe_shows_the_sound_network():
+    """Every parameter of it gets a gradient."""
+    output = invoke("describe", "--preset", "tiny", "--profile", "sound").output
+    assert [line.split()[-2] for line in output.splitlines() if "gradient" in line] == ["0"]
+    for text in ("ris_model, sound, preset tiny", "5,019", "2,808", "2,211"):
+        assert text in output
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_step_prints_the_lines_of_the_case_report(amp):
-    """A finite loss, NaN in both groups, exit code 0."""
+    """A finite loss, NaN in both groups, no step, exit code 0."""
     result = invoke("step", "--preset", "tiny", "--amp", amp)
     lines = result.output.splitlines()
+    tail = lines[12:]
     assert result.exit_code == 0
-    assert lines[-2].startswith("[DEBUG] Loss is finite: 3.")
-    assert lines[-1] == "[GRAD] backbone=nan head=nan ok=False"
-    assert any(line.startswith("align") for line in lines)
+    assert lines[10].startswith("align")
     assert not any(line.startswith("subspace_align") for line in lines)
+    assert tail[0] == "[LOSS DEBUG] Subspace align: DISABLED (weight=0.0)"
+    assert tail[1].startswith("[DEBUG] Loss is finite: 3.")
+    assert tail[2] == "[GRAD] backbone=nan head=nan ok=False"
+    assert tail[3:-1] == (["[AMP] scale=65536 found_inf=1"] if amp == "fp16" else [])
+    assert tail[-1] == "[STEP] Non-finite gradients detected, skipping step and zeroing grads"
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_sound_step_is_made(amp):
+    """Fifteen terms, finite norms, nothing skipped."""
+    result = invoke("step", "--preset", "tiny", "--profile", "sound", "--amp", amp)
+    lines = result.output.splitlines()
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in lines[13:15]] == ["heatmap", "offset"]
+    assert lines[15] == "[LOSS DEBUG] Subspace align: ENABLED (weight=0.02)"
+    assert lines[16].startswith("[DEBUG] Loss is finite: 8.78")
+    assert lines[17].startswith("[GRAD] backbone=3.")
+    assert lines[17].endswith("ok=True")
+    assert lines[18:] == (["[AMP] scale=1024 found_inf=0"] if amp == "fp16" else [])
 
 
 @pytest.mark.parametrize(

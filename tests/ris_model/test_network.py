@@ -1,11 +1,17 @@
-"""Network: shapes, precision, the number of parameters."""
+"""Network of the incident: shapes, precision, the number of parameters."""
 
 import pytest
 import torch
 
 from ris_model.config import PRESETS
 from ris_model.data import draw_batch
-from ris_model.network import Localiser, Prediction, describe_spectrum, join_parts, split_parts
+from ris_model.network.incident import (
+    Localiser,
+    Prediction,
+    describe_spectrum,
+    join_parts,
+    split_parts,
+)
 
 TINY = PRESETS["tiny"]
 

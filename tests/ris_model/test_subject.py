@@ -143,7 +143,7 @@ def test_seed_decides_parameters_and_leaves_the_random_state_alone():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"profile": "sound"}, "there is no profile 'sound'; choose one of incident"),
+        ({"profile": "x"}, "there is no profile 'x'; choose one of incident, sound"),
         ({"preset": "huge"}, "there is no preset 'huge'; choose one of tiny, small, full"),
         ({"amp": "fp8"}, "amp='fp8' is not known; choose one of off, bf16, fp16"),
         ({"batch_size": -1}, "batch_size is -1; give a whole number from 1 to 100000"),

@@ -1,4 +1,4 @@
-"""Network: a backbone that reads the snapshots, a head that writes factors, slots and counts.
+"""The incident's network: a backbone that reads snapshots, a head that writes factors and slots.
 
 As the case report had it, with one input put right: the channel itself is read, not its product
 with the codes, from which the sensing operator cannot be inferred.
