@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import cast
 
 import torch
@@ -47,6 +47,7 @@ class Subject:
     optimizer: torch.optim.Optimizer
     weights: Callable[[], dict[str, float]]  # as the live objective holds them
     reweight: Callable[[str, float], None]  # sets one there
+    configured: dict[str, float]  # the weights as the configuration has them
     scaler: torch.amp.GradScaler | None = None
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(GROUPS))
@@ -92,6 +93,7 @@ def build(
         optimizer=optimizer,
         weights=objective.list_weights,
         reweight=objective.reweight,
+        configured=asdict(config.weights),
         scaler=_make_scaler(profile) if precision is torch.float16 else None,
         scheduler=plan_rate(optimizer, config.training) if profile == "sound" else None,
     )

@@ -163,3 +163,13 @@ def test_batch_out_of_range_names_the_range(index):
     """The training split has 100,000 scenes."""
     with pytest.raises(IndexError, match=f"no batch {index}; .* has batches 0 to 12499"):
         incident("tiny").batches(index)
+
+
+@pytest.mark.parametrize("profile", ["incident", "sound"])
+def test_configured_weights_are_those_of_the_live_objective(profile):
+    """What the configuration says and what the objective holds agree until one is set."""
+    subject = build(profile, "tiny")
+    live = subject.weights()
+    assert {name: subject.configured[name] for name in live} == live
+    subject.reweight("lam_K", 7.0)
+    assert subject.configured["lam_K"] != subject.weights()["lam_K"] == 7.0
