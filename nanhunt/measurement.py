@@ -52,7 +52,8 @@ def suspects(tensors: Sequence[Tensor]) -> list[int]:
 def dense(tensor: Tensor) -> Tensor:
     """The strided tensor that holds the values of a strided or sparse tensor."""
     if tensor.layout is torch.strided:
-        return tensor
+        # Forward-mode derivatives hold zeros that have no memory: reading them ends the process.
+        return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor  # noqa: SLF001
     if tensor.layout is torch.sparse_coo:
         return tensor._values()  # noqa: SLF001 - the only way to the values of an uncoalesced one
     return tensor.values()

@@ -1,5 +1,6 @@
 """From a stop of the walk to a finding: which op, on which line, why, on what evidence."""
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ class Origins:
 
     trace: Trace
     by_number: dict[int, OpEvent] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for event in self.trace.events:
@@ -22,6 +24,7 @@ class Origins:
             # that is itself differentiated make nodes.
             if event.made is not None:
                 self.by_number.setdefault(event.made, event)
+        self.numbers = sorted(self.by_number)
 
     def of(self, event: OpEvent) -> OpEvent:
         """The forward op behind a backward event, or the event itself."""
@@ -32,8 +35,8 @@ class Origins:
             is_inner = origin.frame is None and (origin.number or 0) < event.number
             return self.of(origin) if is_inner else origin
         # An in-place op on a view runs under a number that no forward event has.
-        earlier = [number for number in self.by_number if number < event.number]
-        return self.by_number[max(earlier)] if earlier else event
+        earlier = bisect.bisect_left(self.numbers, event.number)
+        return self.by_number[self.numbers[earlier - 1]] if earlier else event
 
 
 def find_culprits(trace: Trace, *, samples: int | None = None) -> tuple[Finding, ...]:
@@ -81,10 +84,10 @@ def _counts(sink: Sink) -> str:
 def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -> Finding:
     origins = Origins(trace)
     in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
-    has_own_line = in_node and event.frame is not None and not _is_custom(event.node)
+    has_own_line = in_node and event.frame is not None and not _is_custom(event)
     origin = origins.of(event) if in_node and not has_own_line else event
     op = _name(event, origin) if in_node and not has_own_line else event.op
-    frame = (origin.caller or origin.frame) if _is_custom(event.node) else origin.frame
+    frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
     circumstance = Circumstance(
         phase=event.phase,
         op=op,
@@ -122,13 +125,13 @@ def _by_engine(event: OpEvent) -> bool:
     return event.birth is not None and event.birth.by_engine
 
 
-def _is_custom(node: str | None) -> bool:
-    """Whether a node belongs to a user's `autograd.Function`: torch's own end in a number."""
-    return node is not None and node.endswith("Backward")
+def _is_custom(event: OpEvent) -> bool:
+    """Whether a user's `autograd.Function` is at work: the nodes of torch end in a number."""
+    return event.node is not None and event.node.endswith("Backward") and not event.in_hook
 
 
 def _name(event: OpEvent, origin: OpEvent) -> str:
-    if _is_custom(event.node) and event.node is not None:
+    if _is_custom(event) and event.node is not None:
         return f"custom:{event.node.removesuffix('Backward')}"
     return origin.op
 

@@ -100,8 +100,13 @@ def _continues(event: OpEvent) -> bool:
 def _earlier(trace: Trace, event: OpEvent, phase: Phase) -> Iterable[int]:
     if phase == "forward":
         return event.parents
-    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase.
-    return [s for s in event.parents if s >= 0 and trace.events[s].phase == event.phase]
+    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase, but
+    # an optimizer reads what it kept from the steps before.
+    return [
+        s
+        for s in event.parents
+        if (phase == "optimizer" if s < 0 else trace.events[s].phase == event.phase)
+    ]
 
 
 def way_to_sink(trace: Trace, walk: Walk, start: OpEvent) -> tuple[OpEvent, ...]:

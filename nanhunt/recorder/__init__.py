@@ -2,10 +2,11 @@
 
 `mode` is the dispatch mode and its hot path, `schema` what an op's schema says, `frames` the line
 of the user's code, `flow` where non-finite values come from and go to, `evidence` what is read at
-the moment one is born. Nothing here judges: what a birth means is decided in `analysis`.
+the moment one is born, `regions` which views of one storage overlap. Nothing here judges: what a
+birth means is decided in `analysis`.
 """
 
 from nanhunt.recorder.flow import storage_key
-from nanhunt.recorder.mode import Recorder, unrecorded
+from nanhunt.recorder.mode import Recorder, compiled_code_run_eagerly, unrecorded
 
-__all__ = ["Recorder", "storage_key", "unrecorded"]
+__all__ = ["Recorder", "compiled_code_run_eagerly", "storage_key", "unrecorded"]

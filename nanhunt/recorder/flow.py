@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from nanhunt import measurement
 from nanhunt.recorder.evidence import describe_birth
+from nanhunt.recorder.regions import Region, region_of
 from nanhunt.recorder.schema import Call, OpInfo
 from nanhunt.records import Birth, Sink, TensorFacts
 
@@ -22,17 +23,49 @@ from nanhunt.records import Birth, Sink, TensorFacts
 _MAX_DESCRIBED = 256
 
 
+class Part(NamedTuple):
+    """Who left non-finite elements in one region of a storage, and whether they were asked for."""
+
+    source: int
+    asked: bool
+    region: Region
+
+
 class Poison(NamedTuple):
-    """Who left the non-finite elements of one storage, and whether they were asked for.
+    """The regions of one storage that were left with non-finite elements.
 
     `counted` are the facts of the views of it that were counted since it was last written to.
     `memory` is a weak reference: while it lives no other storage gets the same identity.
     """
 
-    sources: tuple[int, ...]
-    asked: bool
+    parts: tuple[Part, ...]
     counted: dict[tuple[object, ...], TensorFacts]
     memory: object
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Who left the non-finite elements."""
+        return tuple(dict.fromkeys(part.source for part in self.parts))
+
+    @property
+    def asked(self) -> bool:
+        """Whether all of them were asked for."""
+        return all(part.asked for part in self.parts)
+
+    def seen_by(self, tensor: Tensor) -> "Poison":
+        """What a view of the storage sees of it."""
+        if len(self.parts) == 1:
+            return self
+        region = region_of(tensor)
+        parts = tuple(part for part in self.parts if part.region.meets(region))
+        return self._replace(parts=parts or self.parts)
+
+    def without(self, tensor: Tensor) -> "Poison":
+        """What is left after all of a view was written to."""
+        region = region_of(tensor)
+        return self._replace(
+            parts=tuple(part for part in self.parts if not part.region.is_within(region))
+        )
 
 
 @dataclass(slots=True)
@@ -135,14 +168,14 @@ class Flow:
         """Tell that a tensor was non-finite before any recorded op wrote to it."""
         if asked is None:
             asked = _looks_like_a_mask(tensor, sink.facts)
-        sources = (-1 - len(self.state),)
-        self._poison[storage_key(tensor)] = Poison(sources, asked, {}, _memory_of(tensor))
+        part = Part(-1 - len(self.state), asked, region_of(tensor))
+        self._poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
         self.state.append(sink)
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
         """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
         poison = self._poison.get(storage_key(tensor))
-        return poison.sources if poison else ()
+        return poison.seen_by(tensor).sources if poison else ()
 
     def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
@@ -154,9 +187,12 @@ class Flow:
         if not any(poisons):
             return None
         given = Given(inputs, [None] * len(inputs), poisons, {})
+        unread = {position % len(inputs) for position in info.unread}
         for position, (tensor, poison) in enumerate(zip(inputs, poisons, strict=True)):
-            if poison is None or not measurement.can_be_nonfinite(tensor):
+            is_read = position not in unread and measurement.can_be_nonfinite(tensor)
+            if poison is None or not is_read:
                 continue
+            poisons[position] = poison.seen_by(tensor)
             facts = given.facts[position] = _count_once(tensor, poison)
             if info.is_pointwise and info.mutated and not facts.is_finite:
                 given.masks[position] = measurement.nonfinite_mask(tensor)
@@ -198,7 +234,9 @@ class Flow:
             if info.is_fresh or _is_storage_finite(tensor):
                 del self._poison[key]
             else:
-                self._poison[key].counted.clear()
+                left = self._poison[key].without(tensor)
+                left.counted.clear()
+                self._poison[key] = left if left.parts else self._poison[key]
 
     def _mark(self, info: OpInfo, tensor: Tensor, facts: TensorFacts, by: tuple[int, bool]) -> None:
         """Note that op number `by[0]` left non-finite elements here, asked for or not."""
@@ -206,11 +244,13 @@ class Flow:
         key = storage_key(tensor)
         old = self._poison.get(key)
         counted = {_view_key(tensor): facts}
+        part = Part(index, asked, region_of(tensor))
         if old is None or info.is_fresh or _covers_storage(tensor):
-            self._poison[key] = Poison((index,), asked, counted, _memory_of(tensor))
+            self._poison[key] = Poison((part,), counted, _memory_of(tensor))
         else:
-            sources = (*old.sources, index)
-            self._poison[key] = Poison(sources, asked and old.asked, counted, old.memory)
+            # What was there before is an input of the op, so its way back is not lost.
+            parts = (*old.without(tensor).parts, part)
+            self._poison[key] = Poison(parts, counted, old.memory)
 
     def _measure_strangers(self, inputs: list[Tensor], outputs: list[Tensor]) -> Given:
         """Count inputs that no recorded op wrote: the value may come from outside the step."""

@@ -20,6 +20,7 @@ Place: TypeAlias = tuple[CodeType, int]
 
 _ENGINE_CODE: CodeType = torch.autograd.graph._engine_run_backward.__code__  # noqa: SLF001
 _APPLY_CODE: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_BACKWARD_CODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
 
 _TORCH_DIR = str(Path(torch.__file__).parent) + os.sep
 _OWN_DIR = str(Path(__file__).parents[1]) + os.sep
@@ -69,6 +70,16 @@ def _applier(frame: FrameType) -> Place | None:
         return None
     back = back.f_back
     return (back.f_code, back.f_lasti) if back is not None else None
+
+
+def is_in_backward() -> bool:
+    """Whether the op runs in the backward of a Python Function, and not in a hook of its node."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as above
+    while frame is not None and frame.f_code is not _ENGINE_CODE:
+        if frame.f_code is _BACKWARD_CODE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def read_frame(code: CodeType, offset: int) -> Frame:

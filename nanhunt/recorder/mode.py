@@ -3,16 +3,18 @@
 import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt import measurement
 from nanhunt.recorder.flow import Flow
-from nanhunt.recorder.frames import read_frame, user_call
+from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
 from nanhunt.recorder.schema import Call, op_info, tensors_in
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
@@ -20,7 +22,8 @@ from nanhunt.structure import named_tensors
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
 _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
-
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
+_unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa: SLF001
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
@@ -54,7 +57,7 @@ class Recorder(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # True would wrap the hot path in the compiler's guard, whose import takes seconds; the
-        # step runs eagerly anyway, see `_compiled_code_run_eagerly`.
+        # step runs eagerly anyway, see `compiled_code_run_eagerly`.
         return False
 
     def __init__(self, execute: Execute = _run, *, watch_modules: bool = False) -> None:
@@ -68,6 +71,7 @@ class Recorder(TorchDispatchMode):
         self._node: Any = None
         self._node_facts: tuple[str | None, int | None] = (None, None)
         self._node_run = 0
+        self._is_python_node = False
         self.outputs: list[tuple[str, Tensor]] = []
         self.passages: list[Passage] = []
         self._is_watching = watch_modules
@@ -99,7 +103,7 @@ class Recorder(TorchDispatchMode):
         enter = modules.register_module_forward_pre_hook(self._enter_module)
         leave = modules.register_module_forward_hook(self._leave_module, always_call=True)
         try:
-            with _compiled_code_run_eagerly(), self:
+            with compiled_code_run_eagerly(), self:
                 yield self
         finally:
             enter.remove()
@@ -121,13 +125,15 @@ class Recorder(TorchDispatchMode):
             self._modules.pop()
         name = self._names.get(id(module))
         if name == ROOT:
-            self.outputs.extend(named_tensors(output, "output"))
+            named = named_tensors(output, "output")
+            self.outputs.extend((path, _unwrapped(tensor)) for path, tensor in named)
         if self._is_watching and name is not None:
             self._watch(name, output)
 
     def _watch(self, module: str, output: Any) -> None:
         """Measure what a module returned, and the gradient when it arrives there."""
-        for _, tensor in named_tensors(output):
+        for _, returned in named_tensors(output):
+            tensor = _unwrapped(returned)
             with unrecorded():
                 self._note(measurement.read_passage(module, "forward", tensor))
             if tensor.requires_grad:
@@ -183,6 +189,7 @@ class Recorder(TorchDispatchMode):
                 self._modules[-1] if self._modules else "",
                 place,
                 applier,
+                self._is_python_node and place is not None and not is_in_backward(),
                 shapes,
                 [(tensor.shape, tensor.dtype) for tensor in outputs],
                 met,
@@ -194,6 +201,7 @@ class Recorder(TorchDispatchMode):
         # Holding the node keeps its identity: the next one cannot get the same address.
         self._node = node
         self._node_run += 1
+        self._is_python_node = isinstance(node, BackwardCFunction)
         if node is None:
             self._node_facts = (None, None)
             return
@@ -202,16 +210,28 @@ class Recorder(TorchDispatchMode):
         self._node_facts = (name, None if number == _NO_NUMBER else number)
 
 
-def _compiled_code_run_eagerly() -> contextlib.AbstractContextManager[Any]:
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor with memory below the wrappers of `torch.func`'s transforms."""
+    while _is_wrapped(tensor):
+        tensor = _unwrap(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def compiled_code_run_eagerly() -> Iterator[None]:
     """Run compiled functions eagerly, and leave them compiled.
 
-    Without this, one call under a dispatch mode leaves them uncompiled for the rest of the process.
-    Where the compiler was never imported there is nothing compiled, and importing it takes seconds.
+    Without this, one call under a dispatch mode leaves them uncompiled for the rest of the process,
+    and the compiler traces the mode too. Where it was never imported there is nothing compiled, and
+    importing it takes seconds.
     """
     if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # Compiled modules warn of hooks like ours, which are gone when they run compiled again.
+        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+        yield
 
 
 def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts, ...]:
@@ -219,7 +239,7 @@ def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts
 
 
 def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
-    stage, op, (node, number), made, run, module, place, applier, given, outputs, met = raw
+    stage, op, (node, number), made, run, module, place, applier, hooked, given, outputs, met = raw
     return OpEvent(
         index=index,
         phase=stage,
@@ -233,6 +253,7 @@ def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
         module=module,
         frame=read_frame(*place) if place else None,
         caller=read_frame(*applier) if applier else None,
+        in_hook=hooked,
         sources=met.sources if met else (),
         birth=met.birth if met else None,
         asked=bool(met and met.asked),

@@ -30,7 +30,8 @@ class OpInfo(NamedTuple):
 
     `mutated` are the positions and names of the arguments that it writes to. `is_fresh` means that
     its outputs own new memory, `is_view` that they only look at an input's, `is_update` that it
-    reads the elements that it overwrites.
+    reads the elements that it overwrites. `unread` are the positions, among its tensors, of those
+    that it writes to from end to end without reading them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class OpInfo(NamedTuple):
     is_screened: bool
     is_pointwise: bool
     is_update: bool
+    unread: tuple[int, ...]
     mutated: tuple[tuple[int, str], ...]
     arguments: tuple[str, ...]
 
@@ -64,9 +66,15 @@ def op_info(func: Any) -> OpInfo:
         is_screened=not is_view and is_screened,
         is_pointwise=is_pointwise,
         is_update=is_pointwise and is_screened and mutated == _SELF and base not in _OVERWRITES,
+        unread=(0,) if base in _OVERWRITES and mutated == _SELF else _out_positions(schema),
         mutated=mutated,
         arguments=tuple(argument.name for argument in schema.arguments),
     )
+
+
+def _out_positions(schema: Any) -> tuple[int, ...]:
+    """Where the `out=` tensors stand, counted from the last."""
+    return tuple(range(-sum(argument.is_out for argument in schema.arguments), 0))
 
 
 class Call(NamedTuple):

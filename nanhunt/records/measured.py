@@ -129,7 +129,8 @@ class OpEvent:
     `made` is the number of the node that the op made (forward). `node_run` counts executions of
     nodes, so that the ops of one formula stand together. `inputs` and `outputs` give what was
     counted; `caller` is the line that applied the custom `autograd.Function` in whose forward the
-    op ran; `sources[i]` are the events that left the non-finite elements of input i, or, below
+    op ran; `in_hook` means that it ran in a hook of the node of such a Function, and not in its
+    backward; `sources[i]` are the events that left the non-finite elements of input i, or, below
     zero, -1 - k for the k-th tensor of `Trace.state`. `asked` means that the non-finite
     elements of the outputs are infinities that the program asked for.
     """
@@ -146,6 +147,7 @@ class OpEvent:
     module: str = ""
     frame: Frame | None = None
     caller: Frame | None = None
+    in_hook: bool = False
     sources: tuple[tuple[int, ...], ...] = ()
     birth: Birth | None = None
     asked: bool = False

@@ -231,6 +231,16 @@ def with_decoys(fault):
 
 
 @pytest.mark.parametrize(("fault", "expected"), FAULTS, ids=NAMES)
+def test_forward_mode_derivatives_are_survived():
+    """The zeros of forward mode have no memory; looking at them must not end the process."""
+    model, x = nn.Linear(3, 2), torch.randn(3)
+
+    def loss(m, z):
+        return torch.func.hessian(lambda p: m(p).square().sum())(z).sum()
+
+    assert hunt((model, (x,), loss), precisions=("native",)).verdict == "healthy"
+
+
 def test_culprit(fault, expected):
     """Phase, op, node and line; the cured twin is healthy."""
     assert culprit(find(lambda m, x: fault(m, x, safe=False))) == expected
@@ -644,3 +654,92 @@ def test_a_whole_hunt_leaves_the_subject_as_it_was():
     assert first.culprits == second.culprits
     assert [r.culprit for r in first.runs] == [r.culprit for r in second.runs]
     assert any(a.cures for a in first.ablations)
+
+
+# -- one storage, many writers ---------------------------------------------------------------------
+
+
+def test_columns_of_one_table_are_told_apart():
+    """A NaN in a column that nobody reads is not blamed for one in another column."""
+
+    def loss_fn(m, x):
+        y, table = m(x), torch.zeros(2, 3)
+        table[:, 0] = (y[:, 0] - 9).sqrt()
+        table[:, 2] = (y[:, 1] - 9).log()  # read column
+        return table[:, 2].sum()
+
+    assert culprit(find(loss_fn)) == ("forward", "aten::log", None, "read column")
+
+
+@pytest.mark.parametrize("write", [torch.Tensor.copy_, lambda to, y: torch.mul(y, 1, out=to)])
+def test_what_was_overwritten_is_not_blamed(write):
+    """A NaN that another one replaced reaches nothing."""
+
+    def loss_fn(m, x):
+        y, memory = m(x), torch.zeros(2, 3)
+        with torch.no_grad():
+            write(memory, (y - 9).sqrt())
+            write(memory, (y - 8).log())  # replaces it
+        return (y * memory).sum()
+
+    assert culprit(find(loss_fn)) == ("forward", "aten::log", None, "replaces it")
+
+
+class Double(torch.autograd.Function):
+    """A Function of the user's that is not at fault."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+@pytest.mark.parametrize("of_module", [True, False])
+def test_hook_on_the_node_of_a_function(of_module):
+    """What a hook does is not laid at the door of the Function whose node it hangs on."""
+
+    def hook(*given):
+        return (given[-1][0].sub(9).log(),) if of_module else given[-1].sub(9).log()  # in the hook
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    if of_module:
+        model[1].register_full_backward_hook(hook)
+
+    def loss_fn(m, x):
+        y = Double.apply(m(x))
+        if not of_module:
+            y.register_hook(hook)
+        return y.sum()
+
+    phase, op, _, where = culprit(find(loss_fn, model=model))
+    assert (phase, op, where) == ("backward", "aten::log", "in the hook")
+
+
+def test_module_called_under_a_transform():
+    """What a module returns inside `torch.func.vmap` is measured below the wrapper."""
+
+    def loss_fn(m, x):
+        return torch.func.vmap(lambda row: (m(row) - 9).log())(x).sum()  # in vmap
+
+    assert culprit(find(loss_fn)) == ("forward", "aten::log", None, "in vmap")
+
+
+def test_optimizer_state_that_was_nan():
+    """The state that the optimizer kept is to blame, not the step that reads it."""
+    model = Scale()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    optimizer.state[model.weight]["exp_avg"][0] = NAN
+    (found,) = find(lambda m, x: m(x).sum(), model=model, optimizer=optimizer).culprits
+    assert (found.phase, found.op) == ("data", "optimizer state")
+
+
+@pytest.mark.filterwarnings("error")
+def test_compiled_module_raises_no_warning():
+    """No replay lets the compiler see a mode of ours, nor warn of a hook of ours."""
+    model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Sigmoid(), backend="eager"))
+    assert is_silent(find(lambda m, x: m(x).sum(), model=model))
