@@ -231,16 +231,6 @@ def with_decoys(fault):
 
 
 @pytest.mark.parametrize(("fault", "expected"), FAULTS, ids=NAMES)
-def test_forward_mode_derivatives_are_survived():
-    """The zeros of forward mode have no memory; looking at them must not end the process."""
-    model, x = nn.Linear(3, 2), torch.randn(3)
-
-    def loss(m, z):
-        return torch.func.hessian(lambda p: m(p).square().sum())(z).sum()
-
-    assert hunt((model, (x,), loss), precisions=("native",)).verdict == "healthy"
-
-
 def test_culprit(fault, expected):
     """Phase, op, node and line; the cured twin is healthy."""
     assert culprit(find(lambda m, x: fault(m, x, safe=False))) == expected
@@ -743,3 +733,13 @@ def test_compiled_module_raises_no_warning():
     """No replay lets the compiler see a mode of ours, nor warn of a hook of ours."""
     model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Sigmoid(), backend="eager"))
     assert is_silent(find(lambda m, x: m(x).sum(), model=model))
+
+
+def test_forward_mode_derivatives_are_survived():
+    """The zeros of forward mode have no memory; looking at them must not end the process."""
+    model, x = nn.Linear(3, 2), torch.randn(3)
+
+    def loss(m, z):
+        return torch.func.hessian(lambda p: m(p).square().sum())(z).sum()
+
+    assert hunt((model, (x,), loss), precisions=("native",)).verdict == "healthy"
