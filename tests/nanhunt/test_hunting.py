@@ -735,6 +735,7 @@ def test_compiled_module_raises_no_warning():
     assert is_silent(find(lambda m, x: m(x).sum(), model=model))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 def test_forward_mode_derivatives_are_survived():
     """The zeros of forward mode have no memory; looking at them must not end the process."""
     model, x = nn.Linear(3, 2), torch.randn(3)
