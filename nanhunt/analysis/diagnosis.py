@@ -287,7 +287,7 @@ def _plain(op: str | None) -> str:
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Case], Reply]], ...] = (
     ("inputs_finite", "inputs finite?", _inputs_finite),
-    ("state_finite", "parameters and buffers finite before the step?", _state_finite),
+    ("state_finite", "parameters and buffers finite before?", _state_finite),
     ("output_finite", "network output finite?", _output_finite),
     ("terms_finite", "every loss term finite?", _terms_finite),
     ("loss_in_half", "labels or loss in half precision?", _loss_in_half),

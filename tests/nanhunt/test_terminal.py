@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nanhunt import store
 from nanhunt.errors import StoreError, UsageError
-from nanhunt.records import Group, Report, Run
+from nanhunt.records import Answer, Group, Report, Run
 from nanhunt.report import FORMS, renderer
 
 GOLD = Path(__file__).parents[1] / "gold"
@@ -250,3 +250,18 @@ def test_showing_needs_no_torch(incident_report, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "CULPRIT" in done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_diagnosis_has_every_answer(incident_report, width):
+    """Each question stands with its answer, and the evidence is wrapped, never cut or too wide."""
+    answers = (
+        Answer("gone_in_fp64", "gone in FP64?", "no", "the op ran in complex128 and failed too"),
+        Answer("silent_term", "a term silently 0?", "cannot tell", "one scalar " + "[red]x " * 30),
+    )
+    text = shown(replace(incident_report, diagnosis=answers), width)
+    section = text.split("Diagnosis", 1)[1]
+    assert " ".join(section.split()).startswith("gone in FP64? no the op ran in complex128")
+    assert "cannot tell" in section
+    assert section.count("[red]x") == 30
+    assert all(cell_len(line) <= width for line in text.splitlines())
