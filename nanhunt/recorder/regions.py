@@ -35,7 +35,8 @@ class Region(NamedTuple):
             return False
         if self.is_solid and other.is_solid:
             return True
-        one, two = _laid(self), _laid(other)
+        memory = _memory(1 << max(self.end, other.end).bit_length())
+        one, two = _laid(self, memory), _laid(other, memory)
         try:
             return np.shares_memory(one, two, max_work=_MAX_WORK)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
@@ -48,22 +49,14 @@ class Region(NamedTuple):
         return other.is_solid and other.start <= self.start and self.end <= other.end
 
 
-class _Laid:
-    """A region as memory that numpy compares and never reads."""
-
-    def __init__(self, region: Region) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (4096 + region.start, True),
-            "shape": region.shape,
-            "strides": region.steps,
-            "typestr": f"|V{region.item}",
-        }
+@functools.lru_cache(maxsize=2)
+def _memory(size: int) -> "np.ndarray[Any, Any]":
+    """Memory on which regions are laid to be compared; never touched, so the system gives none."""
+    return np.zeros(size, np.uint8)
 
 
-@functools.lru_cache(maxsize=4096)
-def _laid(region: Region) -> "np.ndarray[Any, Any]":
-    return np.asarray(_Laid(region))
+def _laid(region: Region, memory: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    return np.ndarray(region.shape, f"V{region.item}", memory, region.start, region.steps)
 
 
 def region_of(tensor: Tensor) -> Region:
