@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nanhunt.errors import UsageError
 from nanhunt.interventions import HalfEmulation, PrecisionRewriting, dtype_under
+from nanhunt.recorder import compiled_code_run_eagerly
 from nanhunt.structure import map_tensors
 from nanhunt.subject import Subject
 
@@ -82,11 +83,12 @@ class Execution:
 def beneath(*, record: bool = False) -> Iterator[Execution]:
     """Prepare what stands below the recorder, so that it sees ops as the step asked them.
 
-    A recorder executes the emulation itself: one mode costs half of two.
+    A recorder executes the emulation itself: one mode costs half of two. Compiled code runs
+    eagerly, or the compiler would trace the modes.
     """
     execution = Execution(HalfEmulation())
     # Always there: FP16 may come from the variant or from the subject's own autocast.
-    with contextlib.nullcontext() if record else execution.half:
+    with compiled_code_run_eagerly(), contextlib.nullcontext() if record else execution.half:
         yield execution
 
 

@@ -3,6 +3,6 @@
 The only room that knows both columns: it runs the replays and hands their traces to the analysis.
 """
 
-from nanhunt.hunting.hunt import Plan, hunt, investigate
+from nanhunt.hunting.plan import Plan, hunt, investigate
 
 __all__ = ["Plan", "hunt", "investigate"]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanhunt import measurement
 from nanhunt.recorder.flow import Flow
 from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
-from nanhunt.recorder.schema import Call, op_info, tensors_in
+from nanhunt.recorder.schema import Call, inputs_of, op_info
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
 
@@ -159,9 +159,7 @@ class Recorder(TorchDispatchMode):
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
-        inputs = tensors_in(args)
-        if kwargs:
-            inputs += tensors_in(tuple(kwargs.values()))
+        inputs = inputs_of(args, kwargs)
         flow = self._flow
         given = None
         if flow.has_poison or info.is_update:

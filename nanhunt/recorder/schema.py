@@ -87,8 +87,7 @@ class Call(NamedTuple):
     @property
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments, those inside lists too."""
-        found = tensors_in(self.args)
-        return found + tensors_in(tuple(self.kwargs.values())) if self.kwargs else found
+        return inputs_of(self.args, self.kwargs)
 
     @property
     def named(self) -> Iterable[tuple[str, Any]]:
@@ -113,6 +112,12 @@ class Call(NamedTuple):
             known = {id(tensor) for tensor in outputs}
             outputs.extend(t for t in tensors_in((value,)) if id(t) not in known)
         return outputs
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Every tensor among the arguments of a call."""
+    found = tensors_in(args)
+    return found + tensors_in(tuple(kwargs.values())) if kwargs else found
 
 
 def tensors_in(values: Sequence[Any]) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Recorder, compiled_code_run_eagerly
+from nanhunt.recorder import Recorder
 from nanhunt.records import Group, Run, Sink, Term, Trace
 from nanhunt.replay.ends import (
     fingerprint,
@@ -123,8 +123,7 @@ def _attempt(
     subject: Subject, batch: Any, variant: Variant, *, record: bool, scale: float
 ) -> Replay:
     try:
-        eagerly = compiled_code_run_eagerly()
-        with preserved(subject), eagerly, beneath(record=record) as execution, torch.enable_grad():
+        with preserved(subject), beneath(record=record) as execution, torch.enable_grad():
             seed_generators(subject.seed)
             for parameter in subject.parameters():
                 parameter.grad = None

@@ -23,13 +23,7 @@ LEAVES = tuple(field.name for field in fields(Detection))
 KINDS = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """A busy machine makes two threads slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def widen(batch: Batch) -> Batch:

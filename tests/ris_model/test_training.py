@@ -10,14 +10,7 @@ import torch
 from ris_model.subject import Subject, incident, sound
 from ris_model.training import StepOutcome, safe_step, write_log
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """A busy machine makes two threads slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photograph(subject: Subject) -> dict:
