@@ -111,7 +111,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
             load(loaded.spec, options=options, seed=seed + k, device=device).subject
             for k in range(1, seeds + 1)
         )
-        plan = Plan(batch, _names(precision) or DEFAULT, _names(ablate), others, tell)
+        chosen = _names(precision) or DEFAULT
+        plan = Plan(batch, chosen, _names(ablate), others, tell, shapes=events is not None)
         report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))

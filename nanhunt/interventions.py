@@ -63,6 +63,8 @@ class PrecisionRewriting(_EagerMode):
         name = func._schema.name.removeprefix("aten::")  # noqa: SLF001 - its public name
         if name in _DRAWN or name in _DRAWN_IN_PLACE:
             return self._draw(func, args, kwargs, in_place=name in _DRAWN_IN_PLACE)
+        if name.startswith("_amp_"):
+            return _scaled(func, args, kwargs)
         if isinstance(kwargs.get("dtype"), torch.dtype):
             kwargs["dtype"] = dtype_under(kwargs["dtype"], self.real)
         if name in ("_softmax", "_log_softmax"):
@@ -109,6 +111,18 @@ class PrecisionRewriting(_EagerMode):
             is_double = asked in (torch.float64, torch.complex128)
             kwargs["dtype"] = asked if is_double else dtype_under(asked or like, _DRAWING)
         return self._cast(func(*read, **kwargs))
+
+
+def _scaled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an op of GradScaler, which takes its own numbers in FP32 only."""
+    narrow = tuple(
+        a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+    )
+    returned = func(*narrow, **kwargs)
+    for arg, used in zip(args, narrow, strict=True):
+        if isinstance(arg, Tensor) and used is not arg:
+            arg.copy_(used)
+    return returned
 
 
 # Op -> positions of its outputs that stay in FP32.

@@ -28,14 +28,14 @@ _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
 # From this size on the dot product's speed outweighs the two calls that it takes.
 _LARGE = 65536
 _WIDE = frozenset([torch.float32, torch.float64])
-_EXACT = frozenset(
+EXACT = frozenset(
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 )  # the dtypes of which most tensors are that need no look
 
 
 def can_be_nonfinite(tensor: Tensor) -> bool:
     """Whether the dtype of the tensor has NaN at all."""
-    if tensor.dtype in _EXACT:
+    if tensor.dtype in EXACT:
         return False
     return tensor.is_floating_point() or tensor.is_complex()
 
@@ -66,20 +66,21 @@ def is_suspect(tensor: Tensor) -> bool:
     sum or sum of squares overflows. Measured: `dot(x, x)` runs 45 times faster than
     `isfinite(x).all()`.
     """
+    dtype = tensor.dtype
+    if dtype in _WIDE and not tensor.is_meta:
+        # The common case first: this runs after every op.
+        if tensor.numel() > _LARGE and tensor.is_contiguous():
+            flat = tensor if tensor.dim() == 1 else tensor.view(-1)
+            value = torch.dot(flat, flat).item()
+        else:
+            value = tensor.sum().item()
+        return value - value != 0.0
     if tensor.is_meta:
         return False
-    dtype = tensor.dtype
     if dtype in _COMPLEX:
-        tensor = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
-        dtype = tensor.dtype
-    if dtype not in _WIDE:
-        # float16 and narrower overflow on their own sums long before any element does.
-        value = tensor.sum(dtype=torch.float32).item()
-    elif tensor.numel() > _LARGE and tensor.is_contiguous():
-        flat = tensor if tensor.dim() == 1 else tensor.view(-1)
-        value = torch.dot(flat, flat).item()
-    else:
-        value = tensor.sum().item()
+        return is_suspect(torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor))
+    # float16 and narrower overflow on their own sums long before any element does.
+    value = tensor.sum(dtype=torch.float32).item()
     return value - value != 0.0
 
 

@@ -19,6 +19,7 @@ from nanhunt.errors import NanhuntError, SubjectError, UsageError
 from nanhunt.structure import map_tensors
 
 Weights: TypeAlias = Mapping[str, float] | Callable[[], Mapping[str, float]]
+TrainStep: TypeAlias = Callable[..., Iterable[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,17 @@ class Subject:
         optimizer: stepped at the end of a replay whose gradients are finite; restored afterwards.
         scaler: a `torch.amp.GradScaler`; its scale is used as training would use it.
         scheduler: kept for those who step it; a replay does not.
+        train_step: the whole step where it is not zero_grad, loss, backward, optimizer step: a
+            generator function `train_step(model, batch, loss_fn, optimizer, scaler, step)` that
+            yields `("loss", loss)` before the backward, `("grads", loss)` after it and
+            `("step", loss)` once the parameters have changed, each as often as it comes there.
         weights: the weights of the loss terms *as the live objective holds them*; give a function
             where the mapping does not follow `reweight`.
         configured: the weights as the configuration has them, for comparison.
         reweight: `reweight(name, value)` sets one weight in the live objective.
         groups: names for sets of parameters, each given by prefixes of parameter names or by the
             parameters themselves; the model's top-level children when empty.
+        step: the number of the step that a replay takes; the generators stand at `seed + step`.
     """
 
     model: nn.Module
@@ -53,10 +59,12 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None
     scaler: Any = None
     scheduler: Any = None
+    train_step: TrainStep | None = None
     weights: Weights = field(default_factory=dict)
     configured: Mapping[str, float] = field(default_factory=dict)
     reweight: Callable[[str, float], object] | None = None
     groups: Mapping[str, Iterable[str | nn.Parameter]] = field(default_factory=dict)
+    step: int = 0
 
     @classmethod
     def of(cls, value: Any) -> "Subject":

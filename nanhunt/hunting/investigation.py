@@ -12,6 +12,7 @@ import torch
 from nanhunt import analysis
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.places import readable_frame, readable_path
+from nanhunt.recorder import Scope
 from nanhunt.records import Ablation, Answer, Finding, Report, Run, Sample, Sink, Trace, Verdict
 from nanhunt.replay import Replay, blame_terms, replay
 from nanhunt.snapshot import keep_generators, seed_generators
@@ -29,6 +30,7 @@ class Investigation:
     subject: Subject
     index: int
     progress: Callable[[str], object]
+    shapes: bool = False
     batch: Any = None
     native: Replay | None = None
     culprits: tuple[Finding, ...] = ()
@@ -52,7 +54,7 @@ class Investigation:
             restore()
         self.native = self.run(NATIVE)
         self.progress("native, again")
-        again = replay(self.subject, self.batch, NATIVE, record=False)
+        again = replay(self.subject, self.batch, NATIVE, scope=None)
         self.deterministic = again.fingerprint == self.native.fingerprint
         if not self.deterministic:
             self.notes.append(
@@ -63,7 +65,9 @@ class Investigation:
     def run(self, each: Variant, *, listed: bool = True) -> Replay:
         """Replay one variant and name its culprit."""
         self.progress(_title(each))
-        done = replay(self.subject, self.batch, each)
+        # What each module did is told of the step as given; elsewhere it only costs.
+        scope = Scope(modules=True, shapes=self.shapes) if each == NATIVE else Scope()
+        done = replay(self.subject, self.batch, each, scope=scope)
         samples = count_samples(self.batch)
         found = analysis.find_culprits(done.trace, samples=samples) if done.trace else ()
         if each == NATIVE:
@@ -143,7 +147,7 @@ class Investigation:
 
     def _alone(self, term: str, *, requested: bool) -> None:
         self.progress(f"{term} alone")
-        done = replay(self.subject, self.batch, NATIVE.only(term), record=False).run
+        done = replay(self.subject, self.batch, NATIVE.only(term), scope=None).run
         self.ablations.append(
             Ablation(
                 names=(term,),
@@ -212,7 +216,7 @@ class Investigation:
             self.progress(f"{size} of {samples} samples")
             part = take_samples(self.batch, size, samples)
             try:
-                run = replay(self.subject, part, NATIVE, record=False).run
+                run = replay(self.subject, part, NATIVE, scope=None).run
             except NanhuntError as error:
                 self.notes.append(f"{size} of {samples} samples could not be replayed: {error}")
                 return
@@ -223,7 +227,7 @@ class Investigation:
         """Replay the step from other initialisations."""
         for other in others:
             self.progress(f"seed {other.seed}")
-            run = replay(other, self.batch, NATIVE, record=False).run
+            run = replay(other, self.batch, NATIVE, scope=None).run
             self.seeds.append(Sample(other.seed, run.is_finite))
 
     # -- the report --------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from nanhunt.variants import DEFAULT, NATIVE, variant
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an investigation is to do; the arguments of `hunt`."""
+    """What an investigation is to do: the arguments of `hunt`, and whether shapes are noted."""
 
     batch: int = 0
     precisions: Sequence[str] = DEFAULT
     ablate: Sequence[str] = ()
     others: Iterable[Subject] = ()
     progress: Callable[[str], object] = lambda _: None
+    shapes: bool = False
 
 
 def hunt(
@@ -56,7 +57,7 @@ def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
     """Hunt as planned, and keep what the native replay recorded; errors as of `hunt`."""
     start = time.perf_counter()
     chosen = [variant(name) for name in plan.precisions if name != NATIVE.name]
-    investigation = Investigation(Subject.of(subject), plan.batch, plan.progress)
+    investigation = Investigation(Subject.of(subject), plan.batch, plan.progress, plan.shapes)
     investigation.start()
     investigation.check_names(plan.ablate)
     for each in chosen:

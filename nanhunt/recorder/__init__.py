@@ -7,6 +7,6 @@ birth means is decided in `analysis`.
 """
 
 from nanhunt.recorder.flow import storage_key
-from nanhunt.recorder.mode import Recorder, compiled_code_run_eagerly, unrecorded
+from nanhunt.recorder.mode import Recorder, Scope, compiled_code_run_eagerly, unrecorded
 
-__all__ = ["Recorder", "compiled_code_run_eagerly", "storage_key", "unrecorded"]
+__all__ = ["Recorder", "Scope", "compiled_code_run_eagerly", "storage_key", "unrecorded"]

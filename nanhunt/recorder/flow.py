@@ -156,34 +156,30 @@ class Flow:
 
     def __init__(self) -> None:
         self.state: list[Sink] = []
-        self._poison: dict[int, Poison] = {}
+        # By storage, what is known of each that holds a non-finite value.
+        self.poison: dict[int, Poison] = {}
         self._described = 0
-
-    @property
-    def has_poison(self) -> bool:
-        """Whether any storage is known to hold a non-finite value."""
-        return bool(self._poison)
 
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it."""
         if asked is None:
             asked = _looks_like_a_mask(tensor, sink.facts)
         part = Part(-1 - len(self.state), asked, region_of(tensor))
-        self._poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
+        self.poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
         self.state.append(sink)
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
         """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
-        poison = self._poison.get(storage_key(tensor))
+        poison = self.poison.get(storage_key(tensor))
         return poison.seen_by(tensor).sources if poison else ()
 
     def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
-        if info.is_update and storage_key(inputs[0]) not in self._poison:
+        if info.is_update and storage_key(inputs[0]) not in self.poison:
             self._note_stranger(inputs[0])  # what it holds now cannot be told afterwards
         if info.is_view:
             return None
-        poisons = [self._poison.get(storage_key(tensor)) for tensor in inputs]
+        poisons = [self.poison.get(storage_key(tensor)) for tensor in inputs]
         if not any(poisons):
             return None
         given = Given(inputs, [None] * len(inputs), poisons, {})
@@ -227,30 +223,30 @@ class Flow:
 
     def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""
-        for tensor in outputs if self._poison else ():
+        for tensor in outputs if self.poison else ():
             key = storage_key(tensor)
-            if key not in self._poison:
+            if key not in self.poison:
                 continue
             if info.is_fresh or _is_storage_finite(tensor):
-                del self._poison[key]
+                del self.poison[key]
             else:
-                left = self._poison[key].without(tensor)
+                left = self.poison[key].without(tensor)
                 left.counted.clear()
-                self._poison[key] = left if left.parts else self._poison[key]
+                self.poison[key] = left if left.parts else self.poison[key]
 
     def _mark(self, info: OpInfo, tensor: Tensor, facts: TensorFacts, by: tuple[int, bool]) -> None:
         """Note that op number `by[0]` left non-finite elements here, asked for or not."""
         index, asked = by
         key = storage_key(tensor)
-        old = self._poison.get(key)
+        old = self.poison.get(key)
         counted = {_view_key(tensor): facts}
         part = Part(index, asked, region_of(tensor))
         if old is None or info.is_fresh or _covers_storage(tensor):
-            self._poison[key] = Poison((part,), counted, _memory_of(tensor))
+            self.poison[key] = Poison((part,), counted, _memory_of(tensor))
         else:
             # What was there before is an input of the op, so its way back is not lost.
             parts = (*old.without(tensor).parts, part)
-            self._poison[key] = Poison(parts, counted, old.memory)
+            self.poison[key] = Poison(parts, counted, old.memory)
 
     def _measure_strangers(self, inputs: list[Tensor], outputs: list[Tensor]) -> Given:
         """Count inputs that no recorded op wrote: the value may come from outside the step."""
@@ -262,7 +258,7 @@ class Flow:
             if facts is None or facts.is_finite:
                 continue
             self._note_stranger(tensor)
-            given.poisons[position] = self._poison[key]
+            given.poisons[position] = self.poison[key]
         return given
 
     def _note_stranger(self, tensor: Tensor) -> None:

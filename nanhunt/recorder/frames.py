@@ -33,8 +33,10 @@ _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib"
 _PASS, _USER, _BOUNDARY = range(3)
 
 
-# Two code objects may be equal and stand in different files, so the cache goes by the file.
-@functools.cache
+# Two code objects may be equal and stand in different files, so this goes by the file.
+_KINDS: dict[str, int] = {}
+
+
 def _kind_of(file: str) -> int:
     """Whether a file is the user's, where nothing further out can be, or to be passed over."""
     if file.startswith(_OWN_DIR):
@@ -54,10 +56,15 @@ def user_call() -> tuple[Place | None, Place | None]:
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
     while frame is not None:
         code = frame.f_code
-        kind = _kind_of(code.co_filename)
+        if code is _ENGINE_CODE:
+            return None, None
+        file = code.co_filename
+        kind = _KINDS.get(file)
+        if kind is None:
+            kind = _KINDS[file] = _kind_of(file)
         if kind == _USER:
             return (code, frame.f_lasti), _applier(frame)
-        if kind == _BOUNDARY or code is _ENGINE_CODE:
+        if kind == _BOUNDARY:
             return None, None
         frame = frame.f_back
     return None, None

@@ -5,28 +5,35 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt import measurement
 from nanhunt.recorder.flow import Flow
 from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
-from nanhunt.recorder.schema import Call, inputs_of, op_info
+from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
 
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
 _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
 _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
 _unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa: SLF001
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
+_NO_TASK = -1  # no backward is running in this thread
 
 
 def unrecorded() -> contextlib.AbstractContextManager[Any]:
@@ -38,17 +45,26 @@ def unrecorded() -> contextlib.AbstractContextManager[Any]:
 Execute: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
-def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return func(*args, **kwargs)
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a recorder does besides naming the ops and following non-finite values.
+
+    With `modules` it measures what passes each module, in both directions; with `shapes` it notes
+    inputs and outputs of every op, and not only of those that met a non-finite value.
+    """
+
+    modules: bool = False
+    shapes: bool = False
 
 
 class Recorder(TorchDispatchMode):
     """Records the ops that run inside `with recorder.recording(model)`.
 
-    Set `stage` to the phase that is running. `note_state` before the step tells which tensors were
-    non-finite already, `sources_of` after it who made a tensor non-finite. The hot path appends a
-    tuple; `events` makes the records. `execute` runs an op, where it is not to run as it is.
-    With `watch_modules`, what passes each module of the model is measured in both directions.
+    Set `stage` to what runs when neither a backward nor an optimizer does. `note_state` before the
+    step tells which tensors were non-finite already, `sources_of` after it who made a tensor
+    non-finite. The hot path appends a tuple; `events` makes the records. `execute` runs an op,
+    where it is not to run as it is.
+    `scope` says what it does besides.
 
     It is meant to be the lowest mode: what it measures is not seen by those above it, but would be
     by one below.
@@ -60,10 +76,11 @@ class Recorder(TorchDispatchMode):
         # step runs eagerly anyway, see `compiled_code_run_eagerly`.
         return False
 
-    def __init__(self, execute: Execute = _run, *, watch_modules: bool = False) -> None:
+    def __init__(self, execute: Execute | None = None, scope: Scope = Scope()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._execute = execute
         self.stage: Phase = "forward"
+        self._outer_stage: Phase = "forward"
         self._flow = Flow()
         self._raw: list[tuple[Any, ...]] = []
         self._modules: list[str] = []
@@ -74,7 +91,7 @@ class Recorder(TorchDispatchMode):
         self._is_python_node = False
         self.outputs: list[tuple[str, Tensor]] = []
         self.passages: list[Passage] = []
-        self._is_watching = watch_modules
+        self._scope = scope
         self._handles: list[Any] = []
 
     @property
@@ -102,12 +119,14 @@ class Recorder(TorchDispatchMode):
         modules = nn.modules.module
         enter = modules.register_module_forward_pre_hook(self._enter_module)
         leave = modules.register_module_forward_hook(self._leave_module, always_call=True)
+        stepping = register_optimizer_step_pre_hook(self._enter_optimizer)
+        stepped = register_optimizer_step_post_hook(self._leave_optimizer)
         try:
             with compiled_code_run_eagerly(), self:
                 yield self
         finally:
-            enter.remove()
-            leave.remove()
+            for hook in (enter, leave, stepping, stepped):
+                hook.remove()
             self._modules.clear()
             self.outputs.clear()
             for handle in self._handles:
@@ -127,8 +146,14 @@ class Recorder(TorchDispatchMode):
         if name == ROOT:
             named = named_tensors(output, "output")
             self.outputs.extend((path, _unwrapped(tensor)) for path, tensor in named)
-        if self._is_watching and name is not None:
+        if self._scope.modules and name is not None:
             self._watch(name, output)
+
+    def _enter_optimizer(self, *_: Any) -> None:
+        self._outer_stage, self.stage = self.stage, "optimizer"
+
+    def _leave_optimizer(self, *_: Any) -> None:
+        self.stage = self._outer_stage
 
     def _watch(self, module: str, output: Any) -> None:
         """Measure what a module returned, and the gradient when it arrives there."""
@@ -155,41 +180,45 @@ class Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        info, kwargs = op_info(func), kwargs or {}
+        info = INFOS.get(id(func)) or op_info(func)
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
-        inputs = inputs_of(args, kwargs)
         flow = self._flow
-        given = None
-        if flow.has_poison or info.is_update:
-            given = flow.measure_inputs(inputs, info)
-        shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        returned = self._execute(func, args, kwargs)
-        is_plain = isinstance(returned, Tensor) and not info.mutated
-        outputs = [returned] if is_plain else Call(info, args, kwargs).outputs(returned)
+        # Read before the op runs, which may overwrite what it reads.
+        given = shapes = None
+        if flow.poison or info.is_update:
+            given = flow.measure_inputs(inputs_of(args, kwargs), info)
+        if self._scope.shapes:
+            shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
+        if self._execute is None:
+            returned = func(*args, **kwargs) if kwargs else func(*args)
+        else:
+            returned = self._execute(func, args, kwargs or {})
+        is_plain = type(returned) is Tensor and not info.mutated
+        outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
         place, applier = user_call()
-        # A backward that builds no graph makes no nodes; the last number is the forward's.
-        makes_nodes = node is None or torch.is_grad_enabled()
         met = None
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
-        if flow.has_poison or (info.is_screened and measurement.suspects(outputs)):
-            call = Call(info, args, kwargs)
+        if flow.poison or (info.is_screened and measurement.suspects(outputs)):
+            call = Call(info, args, kwargs or {})
             met = flow.follow(call, node, given, outputs, len(self._raw))
         self._raw.append(
             (
                 # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
-                "backward" if node is not None else self.stage,
+                "backward" if node is not None or _graph_task() != _NO_TASK else self.stage,
                 info.name,
                 self._node_facts,
-                _sequence_number() - 1 if makes_nodes else None,
+                # A backward that builds no graph makes no nodes; the last number is the forward's.
+                _sequence_number() - 1 if node is None or torch.is_grad_enabled() else None,
                 self._node_run,
                 self._modules[-1] if self._modules else "",
                 place,
                 applier,
                 self._is_python_node and place is not None and not is_in_backward(),
                 shapes,
-                [(tensor.shape, tensor.dtype) for tensor in outputs],
+                [(t.shape, t.dtype) for t in outputs] if shapes is not None else None,
+                _dtype_of(outputs),
                 met,
             )
         )
@@ -232,18 +261,29 @@ def compiled_code_run_eagerly() -> Iterator[None]:
         yield
 
 
+def _dtype_of(outputs: Sequence[Tensor]) -> torch.dtype | None:
+    """The dtype of the first output that has NaN at all, else of the first output."""
+    for tensor in outputs:
+        dtype = tensor.dtype
+        if dtype not in measurement.EXACT:
+            return dtype
+    return outputs[0].dtype if outputs else None
+
+
 def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts, ...]:
     return tuple(TensorFacts(tuple(shape), measurement.dtype_name(dtype)) for shape, dtype in pairs)
 
 
 def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
-    stage, op, (node, number), made, run, module, place, applier, hooked, given, outputs, met = raw
+    (stage, op, (node, number), made, run, module, place, applier, hooked, given, outputs, dtype,
+     met) = raw  # fmt: skip
     return OpEvent(
         index=index,
         phase=stage,
         op=op,
-        inputs=met.inputs if met else _facts(given),
-        outputs=met.outputs if met else _facts(outputs),
+        inputs=met.inputs if met else _facts(given or ()),
+        outputs=met.outputs if met else _facts(outputs or ()),
+        dtype=measurement.dtype_name(dtype) if dtype is not None else "",
         node=node,
         number=number,
         made=made,

@@ -1,6 +1,5 @@
 """What the schema of an aten op says, looked up once per op."""
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ class OpInfo(NamedTuple):
     that it writes to from end to end without reading them.
     """
 
+    func: Any
     name: str
     is_view: bool
     is_fresh: bool
@@ -45,9 +45,18 @@ class OpInfo(NamedTuple):
     arguments: tuple[str, ...]
 
 
-@functools.cache
+# By the identity of the overload, which a row keeps alive: its own hash is ten times slower.
+INFOS: dict[int, OpInfo] = {}
+
+
 def op_info(func: Any) -> OpInfo:
-    """Read the schema of an op overload such as `torch.ops.aten.div.Tensor`."""
+    """Read the schema of an op overload such as `torch.ops.aten.div.Tensor`, once."""
+    if id(func) not in INFOS:
+        INFOS[id(func)] = _read_info(func)
+    return INFOS[id(func)]
+
+
+def _read_info(func: Any) -> OpInfo:
     schema = func._schema  # noqa: SLF001 - the public name of a schema is this one
     base = schema.name.split("::")[-1]
     alias = schema.returns[0].alias_info if schema.returns else None
@@ -60,6 +69,7 @@ def op_info(func: Any) -> OpInfo:
     is_pointwise = torch.Tag.pointwise in func.tags
     is_view = alias is not None and not alias.is_write and not mutated
     return OpInfo(
+        func=func,
         name=schema.name,
         is_view=is_view,
         is_fresh=alias is None,
@@ -114,7 +124,7 @@ class Call(NamedTuple):
         return outputs
 
 
-def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> list[Tensor]:
     """Every tensor among the arguments of a call."""
     found = tensors_in(args)
     return found + tensors_in(tuple(kwargs.values())) if kwargs else found

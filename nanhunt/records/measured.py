@@ -128,8 +128,9 @@ class OpEvent:
     `node` and `number` are the autograd node that was running (backward) and its sequence number;
     `made` is the number of the node that the op made (forward). `node_run` counts executions of
     nodes, so that the ops of one formula stand together. `inputs` and `outputs` give what was
-    counted; `caller` is the line that applied the custom `autograd.Function` in whose forward the
-    op ran; `in_hook` means that it ran in a hook of the node of such a Function, and not in its
+    counted, of an op that met nothing non-finite only on request; `dtype` is that of the first
+    floating output, else of the first. `caller` is the line that applied the custom
+    `autograd.Function` in whose forward the op ran; `in_hook` means that it ran in a hook of the node of such a Function, and not in its
     backward; `sources[i]` are the events that left the non-finite elements of input i, or, below
     zero, -1 - k for the k-th tensor of `Trace.state`. `asked` means that the non-finite
     elements of the outputs are infinities that the program asked for.
@@ -144,6 +145,7 @@ class OpEvent:
     number: int | None = None
     made: int | None = None
     node_run: int = 0
+    dtype: str = ""
     module: str = ""
     frame: Frame | None = None
     caller: Frame | None = None
@@ -162,18 +164,13 @@ class OpEvent:
         """Everything that left a non-finite element in an input, once each, in order."""
         return tuple(dict.fromkeys(source for group in self.sources for source in group))
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of the first floating output, else of the first output."""
-        floating = (f.dtype for f in self.outputs if f.dtype.startswith(("float", "bf", "compl")))
-        return next(floating, self.outputs[0].dtype if self.outputs else "")
-
 
 @dataclass(frozen=True, slots=True)
 class Sink:
     """A tensor at which a non-finite value matters, or one that the step started from.
 
-    `last` are the events that left its non-finite elements there, as in `OpEvent.sources`.
+    `last` are the events that left its non-finite elements there, as in `OpEvent.sources`;
+    `order` is that of the stations of the step at which it was read.
     """
 
     kind: SinkKind
@@ -182,6 +179,7 @@ class Sink:
     group: str = ""
     last: tuple[int, ...] = ()
     where: tuple[int, ...] = ()
+    order: int = 0
 
     @property
     def is_finite(self) -> bool:

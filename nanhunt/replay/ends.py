@@ -21,15 +21,20 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def read_sink(
-    kind: SinkKind, name: str, tensor: Tensor, recorder: Recorder | None, group: str = ""
+    kind: SinkKind,
+    name: str,
+    tensor: Tensor,
+    recorder: Recorder | None,
+    group: str = "",
+    order: int = 0,
 ) -> Sink:
     """Count one tensor and, if it is not finite, ask the recorder who made it so."""
     facts = measurement.count(tensor.detach())
     if facts.is_finite:
-        return Sink(kind, name, facts, group)
+        return Sink(kind, name, facts, group, order=order)
     where = measurement.first_indices(measurement.nonfinite_mask(tensor.detach()))
     last = recorder.sources_of(tensor) if recorder else ()
-    return Sink(kind, name, facts, group, last, where[0] if where else ())
+    return Sink(kind, name, facts, group, last, where[0] if where else (), order)
 
 
 def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
@@ -70,7 +75,7 @@ def _optimizer_tensors(subject: Subject) -> Iterator[tuple[str, Tensor]]:
 
 
 def measure_gradients(
-    subject: Subject, recorder: Recorder | None
+    subject: Subject, recorder: Recorder | None, order: int
 ) -> tuple[list[Group], list[Sink]]:
     """Norm and count per group, and a sink for every non-finite gradient."""
     parameters: dict[str, nn.Parameter] = dict(subject.model.named_parameters())
@@ -82,7 +87,7 @@ def measure_gradients(
             given = [(name, grad) for name, grad in found if grad is not None]
             norms = [_norm(grad) for _, grad in given]
             poisoned = [
-                read_sink("gradient", name, grad, recorder, group)
+                read_sink("gradient", name, grad, recorder, group, order)
                 for (name, grad), norm in zip(given, norms, strict=True)
                 if not math.isfinite(norm) and not is_finite(grad)
             ]

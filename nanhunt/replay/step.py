@@ -11,32 +11,18 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Recorder
-from nanhunt.records import Group, Run, Sink, Term, Trace
-from nanhunt.replay.ends import (
-    fingerprint,
-    is_finite,
-    measure_batch,
-    measure_gradients,
-    measure_outputs,
-    note_state,
-    read_sink,
-    without_gradient,
-)
-from nanhunt.replay.objective import (
-    Objective,
-    check_loss,
-    count_ops,
-    read_objective,
-    strangers_kept,
-    term_owners,
-)
+from nanhunt.recorder import Recorder, Scope
+from nanhunt.records import Run, Trace
+from nanhunt.replay.drive import Drive, has_scaler, set_scale
+from nanhunt.replay.ends import is_finite
+from nanhunt.replay.objective import read_objective
 from nanhunt.snapshot import preserved, seed_generators
 from nanhunt.subject import Subject, told
-from nanhunt.variants import NATIVE, Execution, Variant, above, beneath, cast_batch
+from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 
 # GradScaler starts here and halves on overflow; below 1 a scale is no remedy any more.
 INITIAL_SCALE = 65536.0
+PLAIN = Scope()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +41,7 @@ class Replay:
 
 
 def replay(
-    subject: Subject, batch: Any, variant: Variant = NATIVE, *, record: bool = True
+    subject: Subject, batch: Any, variant: Variant = NATIVE, *, scope: Scope | None = PLAIN
 ) -> Replay:
     """Run the step of a subject once and put everything back.
 
@@ -64,7 +50,7 @@ def replay(
             generators, module modes and torch's switches are as before afterwards.
         batch: the batch; it is copied, never written to.
         variant: how the step differs from the one given.
-        record: whether to record every op; without it only loss and gradients are measured.
+        scope: what the recorder is to do; without one only loss and gradients are measured.
 
     Returns:
         The replay. One that raises under a variant is a `Run` with `raised`.
@@ -76,33 +62,34 @@ def replay(
     start = time.perf_counter()
     scale = _first_scale(subject, variant)
     # Under a scale, recording waits until the scale is known at which there is something to see.
-    done = _attempt(subject, batch, variant, record=record and scale <= 1.0, scale=scale)
+    attempt = _Attempt(subject, batch, variant)
+    done = attempt(scope if scale <= 1.0 else None, scale)
     if scale > 1.0 and done.run.raised is None and not done.run.is_finite:
-        done = _fit_scale(subject, batch, variant, record=record, failed=done)
-    if record and done.trace is None and done.run.raised is None and variant.name == NATIVE.name:
+        done = _fit_scale(attempt, scope, failed=done)
+    if scope and done.trace is None and done.run.raised is None and variant.name == NATIVE.name:
         # The native trace also counts the ops of each term, so it is wanted of a finite step too.
-        recorded = _attempt(subject, batch, variant, record=True, scale=done.run.scale or 1.0)
+        recorded = attempt(scope, done.run.scale or 1.0)
         notes = tuple(dict.fromkeys((*recorded.run.notes, *done.run.notes)))
         done = replace(recorded, run=replace(recorded.run, notes=notes))
     return replace(done, run=replace(done.run, seconds=time.perf_counter() - start))
 
 
 def _first_scale(subject: Subject, variant: Variant) -> float:
+    is_scaled = has_scaler(subject)
     if variant.scaled:
-        return INITIAL_SCALE
-    if subject.scaler is not None and subject.scaler.is_enabled():
+        # A step of its own is scaled by its own scaler or not at all.
+        return INITIAL_SCALE if is_scaled or subject.train_step is None else 1.0
+    if is_scaled:
         return float(subject.scaler.get_scale())
     return 1.0
 
 
-def _fit_scale(
-    subject: Subject, batch: Any, variant: Variant, *, record: bool, failed: Replay
-) -> Replay:
+def _fit_scale(attempt: "_Attempt", scope: Scope | None, *, failed: Replay) -> Replay:
     """Halve the scale as GradScaler would; a step that no scale from 1 up makes finite has failed.
 
     The search assumes that what overflows at one scale overflows at every larger one.
     """
-    lowest = _attempt(subject, batch, variant, record=record, scale=1.0)
+    lowest = attempt(scope, 1.0)
     if not lowest.run.is_finite:
         note = f"non-finite at loss scale {failed.run.scale:g} and still at 1"
         return replace(lowest, run=replace(lowest.run, notes=(*lowest.run.notes, note)))
@@ -110,7 +97,7 @@ def _fit_scale(
     best = lowest
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        tried = _attempt(subject, batch, variant, record=False, scale=2.0**middle)
+        tried = attempt(None, 2.0**middle)
         if tried.run.is_finite:
             fits, best = middle, tried
         else:
@@ -119,143 +106,33 @@ def _fit_scale(
     return replace(best, run=replace(best.run, notes=(*best.run.notes, note)))
 
 
-def _attempt(
-    subject: Subject, batch: Any, variant: Variant, *, record: bool, scale: float
-) -> Replay:
-    try:
-        with preserved(subject), beneath(record=record) as execution, torch.enable_grad():
-            seed_generators(subject.seed)
-            for parameter in subject.parameters():
-                parameter.grad = None
-            step = _Step(subject, variant, execution, scale)
-            # What each module did is told of the step as given; elsewhere it only costs.
-            watch = variant == NATIVE
-            recorder = Recorder(execution.half.execute, watch_modules=watch) if record else None
-            return step.run(batch, recorder)
-    except NanhuntError:
-        raise
-    except (Exception, SystemExit) as error:
-        if variant == NATIVE:
-            raise SubjectError(f"the step raised {told(error)}") from error
-        run = Run(variant.name, variant.without, raised=told(error))
-        return Replay(variant, run)
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One step of one variant at one loss scale; everything is put back."""
 
+    subject: Subject
+    batch: Any
+    variant: Variant
 
-class _Step:
-    """The stations of one step, in order; each leaves what it measured for the next."""
-
-    def __init__(
-        self, subject: Subject, variant: Variant, execution: Execution, scale: float
-    ) -> None:
-        self.subject, self.variant, self.execution = subject, variant, execution
-        self.scale = scale
-        self.notes: list[str] = []
-        self.owners: dict[int, tuple[str, ...]] = {}
-
-    def run(self, batch: Any, recorder: Recorder | None) -> Replay:
-        """Forward, backward and optimizer step, measured at each end."""
-        subject, model = self.subject, self.subject.model
-        copied = cast_batch(self.variant, batch)
-        for name in self.variant.without:
-            if name in subject.live_weights():
-                subject.reweighted(name, 0.0)
-        weights = subject.live_weights()
-        recording = recorder.recording(model) if recorder else contextlib.nullcontext()
-        outputs: tuple[Sink, ...] = ()
-        with contextlib.ExitStack() as precision, recording:
-            precision.enter_context(above(self.variant, subject, self.execution))
-            if recorder:
-                note_state(recorder, subject, copied)
-            objective = self._forward(copied)
-            if recorder:
-                self.owners = term_owners(objective.terms)
-                outputs = measure_outputs(recorder)
-            self._backward(objective.loss, recorder)
-            groups, sinks = measure_gradients(subject, recorder)
-            stepped: list[Sink] = []
-            if all(group.nonfinite == 0 for group in groups) and is_finite(objective.loss):
-                stepped = self._optimize(recorder)
-        sinks = [read_sink("loss", "loss", objective.loss, recorder), *sinks, *stepped]
-        digest = fingerprint(objective.loss, model)
-        events = recorder.events() if recorder else ()
-        terms = count_ops(objective.terms, self.owners, events)
-        run = self._line(objective, terms, groups, len(stepped), len(events))
-        if recorder is None:
-            return Replay(self.variant, run, None, digest, weights)
-        trace = Trace(
-            events,
-            tuple(sinks),
-            state=recorder.state,
-            loss=run.loss,
-            terms=terms,
-            owners=self.owners,
-            batch=measure_batch(copied),
-            outputs=outputs,
-            without_gradient=without_gradient(model),
-            passages=tuple(recorder.passages),
-        )
-        return Replay(self.variant, run, trace, digest, weights)
-
-    def _forward(self, batch: Any) -> Objective:
-        subject = self.subject
-        value = subject.call_loss(batch)
-        objective = read_objective(value, self.variant, subject.live_weights())
-        check_loss(objective.loss)
-        return objective
-
-    def _backward(self, loss: Tensor, recorder: Recorder | None) -> None:
-        if recorder:
-            recorder.stage = "backward"
-        with strangers_kept(loss, self.subject.parameters()):
-            (loss * self.scale if self.scale != 1.0 else loss).backward()
-
-    def _optimize(self, recorder: Recorder | None) -> list[Sink]:
-        """Step the optimizer and return the parameters that it made non-finite."""
-        optimizer = self.subject.optimizer
-        if optimizer is None:
-            return []
-        if isinstance(optimizer, torch.optim.LBFGS):
-            self.notes.append("the optimizer step needs a closure and was not replayed")
-            return []
-        if recorder:
-            recorder.stage = "optimizer"
-        if self.scale != 1.0:
-            for parameter in self.subject.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(self.scale)
-        optimizer.step()
-        sinks = (
-            read_sink("stepped", name, parameter, recorder)
-            for name, parameter in self.subject.model.named_parameters()
-            if parameter.requires_grad
-        )
-        return [sink for sink in sinks if not sink.is_finite]
-
-    def _line(
-        self,
-        objective: Objective,
-        terms: tuple[Term, ...],
-        groups: Sequence[Group],
-        stepped: int,
-        ops: int,
-    ) -> Run:
-        notes = list(self.notes)
-        if self.execution.half.used:
-            notes.append("fp16 (emulated accumulation)")
-        if self.variant.net_only and not self.execution.root_forwards:
-            notes.append("the root module was not called as a whole: autocast had no effect")
-        scaled = [replace(group, norm=group.norm / self.scale) for group in groups]
-        return Run(
-            variant=self.variant.name,
-            ablated=self.variant.without,
-            loss=float(objective.loss.detach()),
-            terms=terms,
-            groups=tuple(scaled),
-            stepped_nonfinite=stepped,
-            scale=self.scale if self.scale != 1.0 else None,
-            notes=tuple(notes),
-            ops=ops,
-        )
+    def __call__(self, scope: Scope | None, scale: float) -> Replay:
+        subject, variant = self.subject, self.variant
+        try:
+            with preserved(subject), beneath(record=bool(scope)) as execution, torch.enable_grad():
+                seed_generators(subject.seed + subject.step)
+                set_scale(subject, scale)
+                drive = Drive(subject, variant, execution, scale)
+                recorder = Recorder(execution.half.execute, scope) if scope else None
+                with recorder.recording(subject.model) if recorder else contextlib.nullcontext():
+                    drive.run(self.batch, recorder)
+                run, trace = drive.tell(recorder)
+                return Replay(variant, run, trace, drive.digest, drive.weights)
+        except NanhuntError:
+            raise
+        except (Exception, SystemExit) as error:
+            if variant == NATIVE:
+                raise SubjectError(f"the step raised {told(error)}") from error
+            run = Run(variant.name, variant.without, raised=told(error))
+            return Replay(variant, run)
 
 
 def blame_terms(subject: Subject, batch: Any, at: Sequence[str]) -> dict[str, bool]:

@@ -40,6 +40,7 @@ def event(index, op="mul", *, phase="forward", finite=False, **more):
     given = {
         "inputs": (BAD if more.get("sources") else FINE,),
         "outputs": (FINE if finite else BAD,),
+        "dtype": "float32",
     }
     return OpEvent(index, phase, f"aten::{op}", **given | more)
 

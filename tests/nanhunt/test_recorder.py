@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from nanhunt.recorder import Recorder
+from nanhunt.recorder import Recorder, Scope
 from nanhunt.records import Sink, TensorFacts
 
 INF, NAN = math.inf, math.nan
@@ -19,7 +19,7 @@ INF, NAN = math.inf, math.nan
 
 def record(step, model=None):
     """The events of a forward, a backward if the step returns a loss, and both together."""
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     with recorder.recording(model):
         loss = step()
         if isinstance(loss, torch.Tensor) and loss.requires_grad:
@@ -72,7 +72,7 @@ def test_optimizer_step_is_recorded(kind, foreach):
     x = leaf(1.0, 2.0)
     x.grad = torch.ones(2)
     optimizer = kind([x], lr=0.1, foreach=foreach)
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     recorder.stage = "optimizer"
     with recorder.recording():
         optimizer.step()
@@ -342,7 +342,7 @@ def test_in_place_births():
 
 def test_sources_follow_views_and_partial_writes():
     """A view shares its maker; a partial write adds a source, a whole one replaces all."""
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     out, x = torch.zeros(2, 2), torch.tensor([-1.0, 0.0])
     with recorder.recording():
         out[0] = x.sqrt()
@@ -361,7 +361,7 @@ def test_sources_follow_views_and_partial_writes():
 
 def test_a_repaired_element_is_forgotten():
     """A part that is finite again has no source left, so that the next one stands alone."""
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     out, x = torch.zeros(2), torch.tensor([-1.0, 0.0])
     with recorder.recording():
         out[0] = x[0].sqrt()
@@ -408,7 +408,7 @@ def test_a_new_tensor_at_an_old_address_is_a_new_tensor():
 def test_a_tensor_from_outside_is_state():
     """Its NaN was there before; an infinity there was asked for."""
     nan, inf = torch.tensor([NAN, 1.0]), torch.tensor([INF, 1.0])
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     with recorder.recording():
         made = nan * 2
         fine = inf + 1
@@ -433,7 +433,7 @@ def test_in_place_ops_on_a_tensor_from_outside():
 def test_noted_state_is_named_in_sources():
     """What the step started from has a negative number."""
     buffer = torch.tensor([NAN])
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     facts = TensorFacts((1,), "float32", nan=1)
     with recorder.recording():
         recorder.note_state(Sink("buffer", "mean", facts), buffer)
@@ -463,7 +463,7 @@ def test_nothing_stays_behind(error):
             return super().forward(x)
 
     model, before = Model(2, 2), global_hooks()
-    recorder = Recorder()
+    recorder = Recorder(scope=Scope(shapes=True))
     raising = pytest.raises(error) if error else contextlib.nullcontext()
     with raising, recorder.recording(model):
         assert global_hooks() != before
@@ -483,7 +483,7 @@ def test_recording_changes_no_bit():
         torch.manual_seed(0)
         random.seed(0)
         model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.GELU())
-        recorder = Recorder()
+        recorder = Recorder(scope=Scope(shapes=True))
         with recorder.recording(model) if recorded else torch.enable_grad():
             loss = (model(torch.randn(8, 6)) * torch.rand(1)).square().mean()
             loss.backward()
@@ -523,3 +523,18 @@ def test_compiled_functions_are_seen_and_stay_compiled():
     function(x)
     assert [e.op for e in events if e.phase == "forward"] == ["aten::sin", "aten::sum"]
     assert len(compiled) == 1
+
+
+def test_shapes_are_noted_on_request_and_dtypes_always():
+    """Of an op that met nothing non-finite, only the dtype that can overflow is kept."""
+    x = torch.ones(2, 3, dtype=torch.float16)
+    for shapes in (False, True):
+        recorder = Recorder(scope=Scope(shapes=shapes))
+        with recorder.recording():
+            torch.topk(x, 1)
+            x > 0  # noqa: B015 - only its dtype matters
+            x.sum() / 0
+        top, above, total, divided = recorder.events()
+        assert [e.dtype for e in (top, above, total)] == ["float16", "bool", "float16"]
+        assert bool(top.inputs) == bool(top.outputs) == shapes
+        assert divided.outputs == (TensorFacts((), "float16", posinf=1),)

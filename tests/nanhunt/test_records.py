@@ -55,20 +55,6 @@ def test_event_names_each_parent_once():
     assert event(sources=((7, -1), (), (2, 7))).parents == (7, -1, 2)
 
 
-@pytest.mark.parametrize(
-    ("outputs", "dtype"),
-    [
-        (("int64", "bfloat16"), "bfloat16"),
-        (("bool", "complex64", "float32"), "complex64"),
-        (("int64", "bool"), "int64"),
-        ((), ""),
-    ],
-)
-def test_event_dtype_is_that_of_the_first_floating_output(outputs, dtype):
-    """An index that comes first does not hide the dtype that can overflow."""
-    assert event(outputs=tuple(TensorFacts((1,), name) for name in outputs)).dtype == dtype
-
-
 def test_trace_lists_nonfinite_sinks():
     """Only sinks that hold a non-finite value, in their order."""
     sinks = (

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nanhunt.errors import SubjectError, UsageError
+from nanhunt.recorder import Scope
 from nanhunt.replay import INITIAL_SCALE, blame_terms, replay
 from nanhunt.subject import Subject
 from nanhunt.variants import NATIVE, VARIANTS, Variant
@@ -30,9 +31,9 @@ class Scale(nn.Module):
 
 def run(loss_fn, batch=(ONES,), variant=NATIVE, model=None, **options):
     """Replay a step of `Scale` and return all of it."""
-    record = options.pop("record", True)
+    scope = options.pop("scope", Scope())
     subject = Subject(model or Scale(), [batch], loss_fn, **options)
-    return replay(subject, batch, variant, record=record)
+    return replay(subject, batch, variant, scope=scope)
 
 
 # -- the loss and its terms ------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def test_scalar_loss():
     assert (done.run.loss, done.run.terms, done.run.is_finite) == (6.0, (), True)
     assert done.run.groups[0].norm == pytest.approx(math.sqrt(3))
     assert done.run.ops == len(done.trace.events) > 0
-    plain = run(lambda m, x: m(x).sum(), record=False)
+    plain = run(lambda m, x: m(x).sum(), scope=None)
     assert (plain.trace, plain.run.ops, plain.run.loss) == (None, 0, 6.0)
     assert plain.fingerprint == done.fingerprint
 
@@ -409,7 +410,7 @@ def test_fingerprint_is_of_loss_and_gradients():
     noisy = lambda m, x: drop(m(x)).sum()
     first = run(noisy, (torch.ones(3),), seed=1)
     assert run(noisy, (torch.ones(3),), seed=1).fingerprint == first.fingerprint
-    assert run(noisy, (torch.ones(3),), seed=2, record=False).fingerprint != first.fingerprint
+    assert run(noisy, (torch.ones(3),), seed=2, scope=None).fingerprint != first.fingerprint
     shifted = run(lambda m, x: m(x).sum() + 1e-6)
     plain = run(lambda m, x: m(x).sum())
     gradient = run(lambda m, x: (m(x) * (1 + 2**-23) - m(x).detach() * 2**-23).sum())
