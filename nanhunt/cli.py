@@ -80,6 +80,9 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     subject: _Subject = None,
     *,
     batch: Annotated[int, typer.Option(help="Index of the batch.")] = 0,
+    steps: Annotated[
+        int, typer.Option(help="Take so many real optimizer steps, and hunt in the one that fails.")
+    ] = 1,
     ablate: _Ablate = None,
     precision: _Precision = None,
     option: _Set = None,
@@ -112,7 +115,9 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
             for k in range(1, seeds + 1)
         )
         chosen = _names(precision) or DEFAULT
-        plan = Plan(batch, chosen, _names(ablate), others, tell, shapes=events is not None)
+        plan = Plan(
+            batch, chosen, _names(ablate), others, tell, shapes=events is not None, steps=steps
+        )
         report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))

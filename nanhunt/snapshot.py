@@ -23,6 +23,15 @@ _Undo = Callable[[], object]
 @contextlib.contextmanager
 def preserved(subject: Subject) -> Iterator[None]:
     """Put back, on leaving, all that a step of the subject may change."""
+    restore = remember(subject)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def remember(subject: Subject) -> Callable[[], None]:
+    """Remember all that a step of the subject may change; calling the result puts it back."""
     undo: list[_Undo] = [
         _keep_switches(),
         keep_generators(),
@@ -33,10 +42,13 @@ def preserved(subject: Subject) -> Iterator[None]:
         _keep_scaler(subject.scaler),
         _keep_weights(subject),
     ]
-    with contextlib.ExitStack() as stack:
-        for action in undo:
-            stack.callback(action)
-        yield
+
+    def restore() -> None:
+        with contextlib.ExitStack() as stack:  # one that fails does not stop the others
+            for action in undo:
+                stack.callback(action)
+
+    return restore
 
 
 def keep_generators() -> _Undo:

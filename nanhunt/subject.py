@@ -93,6 +93,10 @@ class Subject:
         named = {name: item for name, item in given.items() if item is not None}
         return _checked(cls(**needed, **named))
 
+    def at(self, step: int) -> "Subject":
+        """The same subject at another step of its training."""
+        return dataclasses.replace(self, step=step)
+
     def batch(self, index: int) -> Any:
         """The batch at an index.
 

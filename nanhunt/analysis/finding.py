@@ -71,8 +71,12 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
         ),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),
+        where=_WHERE.get(sink.kind, "{}").format(sink.name),
         poisoned=_poisoned(walk),
     )
+
+
+_WHERE = {"parameter": "param:{}", "buffer": "buffer:{}"}
 
 
 def _counts(sink: Sink) -> str:
@@ -113,6 +117,7 @@ def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -
         cause=cause.slug if cause else None,
         dtype=event.dtype,
         occurrence=_occurrence(trace, origin),
+        step=event.step,
         evidence=tuple(_evidence(event, samples)),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),

@@ -5,7 +5,7 @@ first one is no answer. The walk starts at the sinks, follows non-finite data al
 finite data (or an infinity that was asked for) became non-finite.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nanhunt.records import OpEvent, Phase, Sink, Trace
@@ -36,23 +36,25 @@ class Walk:
 
 
 def walk_back(trace: Trace) -> Walk | None:
-    """Walk back from the first kind of sink that is non-finite; None when all are finite.
+    """Walk back from the sinks that were non-finite first; None when all are finite.
 
-    A non-finite loss decides alone: gradients of a non-finite loss prove nothing more. Stops are
-    in the order of time; infinities that were asked for count only where nothing else was met.
+    They decide alone: gradients of a non-finite loss prove nothing more. Stops are in the order of
+    time; infinities that were asked for count only where nothing else was met.
     """
-    for kind, phase in _KINDS:
-        sinks = tuple(sink for sink in trace.nonfinite_sinks if sink.kind == kind)
-        if sinks:
-            return _walk(trace, phase, sinks)
-    return None
+    poisoned = trace.nonfinite_sinks
+    if not poisoned:
+        return None
+    first = min(poisoned, key=lambda sink: (sink.order, _KINDS.index(sink.kind)))
+    sinks = tuple(s for s in poisoned if (s.order, s.kind) == (first.order, first.kind))
+    return _walk(trace, _PHASES[first.kind], sinks)
 
 
-_KINDS: tuple[tuple[str, Phase], ...] = (
-    ("loss", "forward"),
-    ("gradient", "backward"),
-    ("stepped", "optimizer"),
-)
+_PHASES: Mapping[str, Phase] = {
+    "loss": "forward",
+    "gradient": "backward",
+    "stepped": "optimizer",
+}
+_KINDS = list(_PHASES)
 
 
 def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
@@ -74,7 +76,7 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
             continue
         is_origin = event.birth is not None or _meets_kept_value(trace, event, phase)
         if is_origin:
-            made.append(Stop(phase if phase != "forward" else event.phase, event))
+            made.append(Stop(event.phase, event))
         if not is_origin or _continues(event):
             queue.extend(_earlier(trace, event, phase))
     stops = made or asked
@@ -98,15 +100,16 @@ def _continues(event: OpEvent) -> bool:
 
 
 def _earlier(trace: Trace, event: OpEvent, phase: Phase) -> Iterable[int]:
-    if phase == "forward":
-        return event.parents
-    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase, but
-    # an optimizer reads what it kept from the steps before.
-    return [
-        s
-        for s in event.parents
-        if (phase == "optimizer" if s < 0 else trace.events[s].phase == event.phase)
-    ]
+    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase of
+    # the step, but a step reads what those before it left.
+    return [s for s in event.parents if phase == "forward" or _leads_on(trace, event, s)]
+
+
+def _leads_on(trace: Trace, event: OpEvent, source: int) -> bool:
+    if source < 0:
+        return event.phase == "optimizer"
+    earlier = trace.events[source]
+    return earlier.phase == event.phase or earlier.step < event.step
 
 
 def way_to_sink(trace: Trace, walk: Walk, start: OpEvent) -> tuple[OpEvent, ...]:

@@ -13,8 +13,19 @@ from nanhunt import analysis
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.places import readable_frame, readable_path
 from nanhunt.recorder import Scope
-from nanhunt.records import Ablation, Answer, Finding, Report, Run, Sample, Sink, Trace, Verdict
-from nanhunt.replay import Replay, blame_terms, replay
+from nanhunt.records import (
+    Ablation,
+    Answer,
+    Finding,
+    Pace,
+    Report,
+    Run,
+    Sample,
+    Sink,
+    Trace,
+    Verdict,
+)
+from nanhunt.replay import Replay, blame_terms, replay, take_steps
 from nanhunt.snapshot import keep_generators, seed_generators
 from nanhunt.structure import count_samples, take_samples
 from nanhunt.subject import Subject, told
@@ -40,19 +51,18 @@ class Investigation:
     sizes: list[Sample] = field(default_factory=list)
     seeds: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    steps: int = 1
+    pace: tuple[Pace, ...] = ()
 
     # -- replays -----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Make the batch, replay natively, and once more without recording."""
-        self.progress("batch")
-        restore = keep_generators()
-        try:
-            seed_generators(self.subject.seed)
-            self.batch = cast_batch(NATIVE, self.subject.batch(self.index))
-        finally:
-            restore()
-        self.native = self.run(NATIVE)
+    def start(self, steps: int = 1) -> None:
+        """Replay natively, after the steps before if there are any, and again unrecorded."""
+        if steps > 1:
+            self._take_steps(steps)
+        else:
+            self._make_batch()
+        self.native = self.run(NATIVE) if self.native is None else self._named(self.native)
         self.progress("native, again")
         again = replay(self.subject, self.batch, NATIVE, scope=None)
         self.deterministic = again.fingerprint == self.native.fingerprint
@@ -62,15 +72,33 @@ class Investigation:
                 f"{again.run.loss:.9g}): what follows may not come again"
             )
 
+    def _make_batch(self) -> None:
+        self.progress("batch")
+        restore = keep_generators()
+        try:
+            seed_generators(self.subject.seed)
+            self.batch = cast_batch(NATIVE, self.subject.batch(self.index))
+        finally:
+            restore()
+
+    def _take_steps(self, steps: int) -> None:
+        course = take_steps(self.subject, self.index, steps, self.progress)
+        self.subject, self.index = course.subject, course.subject.step
+        self.batch, self.pace, self.native = course.batch, course.pace, course.replay
+        self.steps = steps
+
     def run(self, each: Variant, *, listed: bool = True) -> Replay:
         """Replay one variant and name its culprit."""
         self.progress(_title(each))
         # What each module did is told of the step as given; elsewhere it only costs.
         scope = Scope(modules=True, shapes=self.shapes) if each == NATIVE else Scope()
-        done = replay(self.subject, self.batch, each, scope=scope)
+        return self._named(replay(self.subject, self.batch, each, scope=scope), listed=listed)
+
+    def _named(self, done: Replay, *, listed: bool = True) -> Replay:
+        """Name the culprit of a replay."""
         samples = count_samples(self.batch)
         found = analysis.find_culprits(done.trace, samples=samples) if done.trace else ()
-        if each == NATIVE:
+        if done.variant == NATIVE:
             self.culprits = tuple(_settle(finding, done.run) for finding in found)
         if found:
             first = _settle(found[0], done.run)
@@ -265,6 +293,8 @@ class Investigation:
             twins=twins,
             weights=tuple(weights.items()),
             deterministic=self.deterministic,
+            steps=self.steps,
+            pace=self.pace,
             notes=tuple(dict.fromkeys(self.notes)),
             not_checked=tuple(self._unchecked(precisions)),
         )

@@ -1,12 +1,15 @@
 """`hunt`, and `investigate` for those who want the trace as well."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nanhunt.errors import UsageError
 from nanhunt.hunting.investigation import Investigation
 from nanhunt.records import Report, Trace
+from nanhunt.snapshot import preserved
 from nanhunt.subject import Subject
 from nanhunt.variants import DEFAULT, NATIVE, variant
 
@@ -21,15 +24,17 @@ class Plan:
     others: Iterable[Subject] = ()
     progress: Callable[[str], object] = lambda _: None
     shapes: bool = False
+    steps: int = 1
 
 
-def hunt(
+def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
     subject: Any,
     *,
     batch: int = 0,
     precisions: Sequence[str] = DEFAULT,
     ablate: Sequence[str] = (),
     others: Iterable[Subject] = (),
+    steps: int = 1,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Report:
     """Replay one step of a subject in several variants and report the first non-finite value.
@@ -40,6 +45,8 @@ def hunt(
         precisions: names of variants; `native` is always run and alone decides the verdict.
         ablate: weights or terms to take out; `"all"` tries every one.
         others: the same subject from other initialisations, to see whether it fails there too.
+        steps: how many real optimizer steps to take from that batch on; the hunt is for the first
+            that fails, else for the last.
         progress: called with a short text before each replay.
 
     Returns:
@@ -49,21 +56,30 @@ def hunt(
         SubjectError: the step as given cannot be run.
         UsageError: a precision, weight or term that does not exist.
     """
-    plan = Plan(batch, precisions, ablate, others, progress)
+    plan = Plan(batch, precisions, ablate, others, progress, steps=steps)
     return investigate(subject, plan)[0]
 
 
 def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
     """Hunt as planned, and keep what the native replay recorded; errors as of `hunt`."""
     start = time.perf_counter()
+    if plan.steps < 1:
+        raise UsageError(f"so many steps cannot be taken: {plan.steps}; at least 1")
+    subject = Subject.of(subject)
+    with preserved(subject) if plan.steps > 1 else contextlib.nullcontext():
+        investigation = Investigation(subject, plan.batch, plan.progress, plan.shapes)
+        investigation.start(plan.steps)
+        _follow(investigation, plan)
+        report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
+    return replace(report, seconds=time.perf_counter() - start), investigation.trace
+
+
+def _follow(investigation: Investigation, plan: Plan) -> None:
+    """Everything that comes after the native replay."""
     chosen = [variant(name) for name in plan.precisions if name != NATIVE.name]
-    investigation = Investigation(Subject.of(subject), plan.batch, plan.progress, plan.shapes)
-    investigation.start()
     investigation.check_names(plan.ablate)
     for each in chosen:
         investigation.run(each)
     investigation.ablate(plan.ablate, chosen)
     investigation.try_sizes()
     investigation.try_others(plan.others)
-    report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
-    return replace(report, seconds=time.perf_counter() - start), investigation.trace

@@ -151,6 +151,11 @@ def _memory_of(tensor: Tensor) -> object:
     return StorageWeakRef(measurement.dense(tensor).untyped_storage())
 
 
+def _is_gone(poison: Poison) -> bool:
+    """Whether the memory was given back."""
+    return isinstance(poison.memory, StorageWeakRef) and bool(poison.memory.expired())
+
+
 class Flow:
     """Follows the non-finite values of one step from op to op."""
 
@@ -161,12 +166,28 @@ class Flow:
         self._described = 0
 
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
-        """Tell that a tensor was non-finite before any recorded op wrote to it."""
+        """Tell that a tensor was non-finite before any recorded op wrote to it.
+
+        One that a recorded op left so, in a step before, is known already.
+        """
+        known = self.poison.get(storage_key(tensor))
+        if known is not None and not _is_gone(known):
+            return
         if asked is None:
             asked = _looks_like_a_mask(tensor, sink.facts)
         part = Part(-1 - len(self.state), asked, region_of(tensor))
         self.poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
         self.state.append(sink)
+
+    def is_settled(self) -> bool:
+        """Whether no memory in use holds a non-finite value that a recorded op left there.
+
+        Asked between two steps: what happened meanwhile was not seen, so all is counted anew.
+        """
+        self.poison = {key: p for key, p in self.poison.items() if not _is_gone(p)}
+        for poison in self.poison.values():
+            poison.counted.clear()
+        return all(source < 0 for p in self.poison.values() for source in p.sources)
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
         """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""

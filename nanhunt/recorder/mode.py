@@ -83,6 +83,7 @@ class Recorder(TorchDispatchMode):
         self._outer_stage: Phase = "forward"
         self._flow = Flow()
         self._raw: list[tuple[Any, ...]] = []
+        self.step = 0
         self._modules: list[str] = []
         self._names: dict[int, str] = {}
         self._node: Any = None
@@ -110,6 +111,14 @@ class Recorder(TorchDispatchMode):
     def events(self) -> tuple[OpEvent, ...]:
         """Make the records of everything seen so far."""
         return tuple(_event(index, raw) for index, raw in enumerate(self._raw))
+
+    def next_step(self, step: int) -> None:
+        """Go on with another training step, and keep of those before what it may depend on."""
+        self.step = step
+        self.stage = "forward"
+        self.passages.clear()
+        if self._flow.is_settled():
+            self._raw.clear()
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module | None = None) -> Iterator["Recorder"]:
@@ -219,6 +228,7 @@ class Recorder(TorchDispatchMode):
                 shapes,
                 [(t.shape, t.dtype) for t in outputs] if shapes is not None else None,
                 _dtype_of(outputs),
+                self.step,
                 met,
             )
         )
@@ -276,7 +286,7 @@ def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts
 
 def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
     (stage, op, (node, number), made, run, module, place, applier, hooked, given, outputs, dtype,
-     met) = raw  # fmt: skip
+     step, met) = raw  # fmt: skip
     return OpEvent(
         index=index,
         phase=stage,
@@ -295,4 +305,5 @@ def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
         sources=met.sources if met else (),
         birth=met.birth if met else None,
         asked=bool(met and met.asked),
+        step=step,
     )

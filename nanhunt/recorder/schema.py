@@ -24,6 +24,13 @@ _UNINITIALISED = frozenset(
 )
 
 
+# What these write to in training although their schemas do not say so.
+_RUNNING = ((3, "running_mean"), (4, "running_var"))
+_WRITES_UNSAID = {
+    "native_batch_norm": _RUNNING, "cudnn_batch_norm": _RUNNING, "miopen_batch_norm": _RUNNING,
+}  # fmt: skip
+
+
 class OpInfo(NamedTuple):
     """What is worth knowing about one op overload before it runs.
 
@@ -65,6 +72,7 @@ def _read_info(func: Any) -> OpInfo:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+    mutated += _WRITES_UNSAID.get(base, ())
     is_screened = base not in _CANNOT_MAKE and base not in _UNINITIALISED
     is_pointwise = torch.Tag.pointwise in func.tags
     is_view = alias is not None and not alias.is_write and not mutated

@@ -10,14 +10,14 @@ from nanhunt.records.concluded import (
     Ablation, Answer, Finding, Group, ModuleFacts, Report, Run, Sample, Step, Verdict,
 )
 from nanhunt.records.measured import (
-    Birth, Frame, Operand, OpEvent, Passage, Phase, Sink, SinkKind, Spectrum, TensorFacts, Term,
-    Trace,
+    Birth, Frame, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind, Spectrum, TensorFacts,
+    Term, Trace,
 )
 # isort: on
 
 __all__ = [
     "Ablation", "Answer", "Birth", "Finding", "Frame", "Group", "ModuleFacts", "OpEvent", "Operand",
-    "Passage", "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
+    "Pace", "Passage", "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
     "TensorFacts", "Term", "Trace", "Verdict",
 ]
 # fmt: on

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.records.measured import Frame, Phase, Term
+from nanhunt.records.measured import Frame, Pace, Phase, Term
 
 Verdict = Literal["healthy", "culprit", "unexplained", "at_risk"]
 
@@ -26,7 +26,9 @@ class Finding:
     For a backward fault `op` is the forward op whose backward formula is at fault, `node` its
     autograd node and `formula_op` the first aten op inside that formula which returned a
     non-finite value; `file`, `line` and `module` are those of the forward call. `evidence` was
-    measured; `explanation` follows from it. `path` leads from the culprit to the first poisoned
+    measured; `explanation` follows from it. `step` is the training step in which it ran; `where`
+    names the tensor that was non-finite before the step (`batch[0]`, `param:head.weight`,
+    `buffer:norm.running_var`). `path` leads from the culprit to the first poisoned
     parameters, of which `poisoned` counts (group, non-finite, all) per group.
     """
 
@@ -46,6 +48,8 @@ class Finding:
     evidence: tuple[str, ...] = ()
     explanation: str = ""
     recipes: tuple[str, ...] = ()
+    step: int = 0
+    where: str | None = None
     path: tuple[Step, ...] = ()
     poisoned: tuple[tuple[str, int, int], ...] = ()
 
@@ -183,8 +187,9 @@ class Report:
 
     `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
     `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
-    native replays agreed to the bit (None: not compared); `notes` are further measured facts;
-    `command` repeats the run.
+    native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
+    tells of those that were, the last one being the one that is reported; `notes` are further
+    measured facts; `command` repeats the run.
     """
 
     subject: str
@@ -205,6 +210,8 @@ class Report:
     twins: tuple[tuple[str, str], ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
     deterministic: bool | None = None
+    steps: int = 1
+    pace: tuple[Pace, ...] = ()
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0

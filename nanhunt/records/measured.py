@@ -130,10 +130,11 @@ class OpEvent:
     nodes, so that the ops of one formula stand together. `inputs` and `outputs` give what was
     counted, of an op that met nothing non-finite only on request; `dtype` is that of the first
     floating output, else of the first. `caller` is the line that applied the custom
-    `autograd.Function` in whose forward the op ran; `in_hook` means that it ran in a hook of the node of such a Function, and not in its
-    backward; `sources[i]` are the events that left the non-finite elements of input i, or, below
-    zero, -1 - k for the k-th tensor of `Trace.state`. `asked` means that the non-finite
-    elements of the outputs are infinities that the program asked for.
+    `autograd.Function` in whose forward the op ran; `in_hook` means that it ran in a hook of the
+    node of such a Function, and not in its backward; `sources[i]` are the events that left the
+    non-finite elements of input i, or, below zero, -1 - k for the k-th tensor of `Trace.state`.
+    `asked` means that the non-finite elements of the outputs are infinities that the program asked
+    for; `step` is the training step in which it ran.
     """
 
     index: int
@@ -153,6 +154,7 @@ class OpEvent:
     sources: tuple[tuple[int, ...], ...] = ()
     birth: Birth | None = None
     asked: bool = False
+    step: int = 0
 
     @property
     def is_finite(self) -> bool:
@@ -211,6 +213,21 @@ class Passage:
     largest: float
     size: float
     nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One training step in a row of them: its loss, and how large things were.
+
+    `gradient` is the norm over all gradients and `largest` the largest magnitude among the
+    parameters before the step; `skipped` says that the scaler did not take the step.
+    """
+
+    step: int
+    loss: float
+    gradient: float
+    largest: float
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """One subject, one variant: the step is run once and everything is put back.
 
-`step` runs it, `objective` reads the loss and its terms, `ends` measures before and after.
+`step` replays it, `drive` takes it from station to station, `objective` reads the loss and its
+terms, `ends` measures before and after. `course` takes several steps in a row, for real.
 """
 
+from nanhunt.replay.course import Course, take_steps
 from nanhunt.replay.step import INITIAL_SCALE, Replay, blame_terms, replay
 
-__all__ = ["INITIAL_SCALE", "Replay", "blame_terms", "replay"]
+__all__ = ["INITIAL_SCALE", "Course", "Replay", "blame_terms", "replay", "take_steps"]

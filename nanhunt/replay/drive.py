@@ -56,7 +56,8 @@ class Drive:
 
     def run(self, batch: Any, recorder: Recorder | None) -> None:
         """Take the step; a recorder must be recording already."""
-        self.batch = cast_batch(self.variant, batch)
+        with unrecorded():
+            self.batch = cast_batch(self.variant, batch)
         for name in self.variant.without:
             if name in self.subject.live_weights():
                 self.subject.reweighted(name, 0.0)
@@ -165,6 +166,11 @@ class Drive:
         return True
 
     # -- what it leaves ----------------------------------------------------------------------
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The kinds of the sinks that were not finite."""
+        return tuple(dict.fromkeys(sink.kind for sink in self.sinks if not sink.is_finite))
 
     @property
     def stepped(self) -> int:

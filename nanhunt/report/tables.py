@@ -13,6 +13,7 @@ from nanhunt.report.layout import GAP, Column, Sheet, beside, clean, clipped, nu
 GOOD, BAD, ODD, FAINT = "green", "red", "yellow", "dim"
 NONE = "–"
 ANSWER = 13  # room of an answer
+RECENT = 8  # steps shown of many
 FEW = 3  # so many groups of parameters are shown without their total, where they fit
 _RAISED_DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TOOK_EFFECT = {True: ("yes", ""), False: ("NO", BAD), None: ("cannot tell", ODD)}
@@ -27,6 +28,25 @@ def runs(report: Report, sheet: Sheet) -> list[Text]:
         counts = [f"{g.name} {g.without_gradient}/{g.parameters}" for g in without]
         lines += sheet.wrapped(said("no gradient at all (native): ", ", ".join(counts)))
     return lines
+
+
+def pace(report: Report, sheet: Sheet) -> list[Text]:
+    """The steps before the one that is reported, and that one: the last few in a line each."""
+    if not report.pace:
+        return []
+    rows = report.pace[-RECENT:]
+    columns = [
+        Column(
+            "Steps",
+            [said(str(p.step), (" skipped by the scaler" * p.skipped, FAINT)) for p in rows],
+        ),
+        Column("loss", [figure(p.loss) for p in rows]),
+        Column("‖g‖ total", [figure(p.gradient) for p in rows]),
+        Column("largest parameter before", [figure(p.largest) for p in rows], rank=1),
+    ]
+    taken = f"{len(report.pace)} of {report.steps} steps taken"
+    ends = "the last one failed" if report.verdict in ("culprit", "unexplained") else "all finite"
+    return [*sheet.tabled(columns, {}), *sheet.wrapped(said(f"{taken}; {ends}"))]
 
 
 def ablations(report: Report, sheet: Sheet) -> list[Text]:

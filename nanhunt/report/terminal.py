@@ -115,7 +115,8 @@ def _verdict(report: Report, sheet: Sheet) -> list[Text]:
     many = len(report.culprits) > 1
     lines += _labelled("variant", _risks(report), narrow)
     for i, finding in enumerate(report.culprits, start=1):
-        lines += _culprit(finding, f"{i} " if many else "", narrow)
+        late = f"step {finding.step}" if report.pace and finding.phase != "data" else ""
+        lines += _culprit(finding, f"{i} " if many else "", narrow, late=late)
     if not report.culprits:
         lines += _labelled("where", _unplaced(report), narrow)
     recipes = dict.fromkeys(recipe for finding in report.culprits for recipe in finding.recipes)
@@ -143,7 +144,7 @@ def _labelled(label: str, texts: Sequence[Text], sheet: Sheet) -> list[Text]:
     return beside(said((label, "bold")), [w for t in texts for w in inner.wrapped(t)], MARGIN)
 
 
-def _culprit(finding: Finding, mark: str, sheet: Sheet) -> list[Text]:
+def _culprit(finding: Finding, mark: str, sheet: Sheet, *, late: str) -> list[Text]:
     """One culprit: where it is, what follows, what was measured, and the name of the cause."""
     pad = " " * len(mark)
     why = finding.explanation or ("" if finding.cause else "no known cause matches the evidence")
@@ -151,7 +152,7 @@ def _culprit(finding: Finding, mark: str, sheet: Sheet) -> list[Text]:
     measured = [line for words in finding.evidence for line in _bulleted(words, inner)]
     cause = f"{finding.cause} · nanhunt explain {finding.cause}" if finding.cause else ""
     return [
-        *_labelled(f"{mark}where", _where(finding), sheet),
+        *_labelled(f"{mark}where", _where(finding, late=late), sheet),
         *_labelled(f"{pad}why", [said(why)], sheet),
         *beside(said((f"{pad}measured", "bold")), measured, MARGIN),
         *_labelled(f"{pad}cause", [said(cause)] if cause else [], sheet),
@@ -163,8 +164,8 @@ def _bulleted(words: str, sheet: Sheet) -> list[Text]:
     return beside(Text("·"), sheet.inside(2).wrapped(said(words)), 2)
 
 
-def _where(finding: Finding) -> list[Text]:
-    """The op and its formula, the line of code, then to whom it belongs."""
+def _where(finding: Finding, *, late: str) -> list[Text]:
+    """The op and its formula, the line of code, then to whom it belongs and `late`: its step."""
     inside = " → ".join(filter(None, [finding.node, short(finding.formula_op or "")]))
     head = f"{short(finding.op)}, {_PLACES[finding.phase]}"
     owner = [
@@ -172,6 +173,7 @@ def _where(finding: Finding) -> list[Text]:
         f"loss term{'s' * (len(finding.terms) > 1)} {finding.term}" if finding.term else "",
         finding.dtype,
         f"occurrence {finding.occurrence}" if finding.occurrence > 1 else "",
+        late,
     ]
     texts = [said((head, f"bold {BAD}"), f" · {inside}" if inside else ""), said(_spot(finding))]
     if finding.source:
@@ -313,9 +315,10 @@ def _doubts(report: Report, sheet: Sheet) -> list[Text]:
 
 
 _Section = Callable[[Report, Sheet], list[Text]]
-_HEALTHY: tuple[_Section, ...] = (_health, _doubts)
+_HEALTHY: tuple[_Section, ...] = (_health, tables.pace, _doubts)
 _SECTIONS: tuple[_Section, ...] = (
     _verdict,
+    tables.pace,
     tables.runs,
     tables.ablations,
     tables.diagnosis,
