@@ -13,15 +13,19 @@ from nanhunt.analysis.comparison import (
     vector_use,
 )
 from nanhunt.analysis.diagnosis import Case, diagnose
-from nanhunt.analysis.finding import find_culprits
+from nanhunt.analysis.finding import Suspect, find_culprits, find_suspects
 from nanhunt.analysis.modules import summarise_modules
+from nanhunt.analysis.walk import is_cured
 
 __all__ = [
     "Case",
+    "Suspect",
     "confusable_names",
     "describe_nonfinite",
     "diagnose",
     "find_culprits",
+    "find_suspects",
+    "is_cured",
     "judge_ablation",
     "judge_precision",
     "summarise_modules",

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 
 from nanhunt.analysis.walk import Stop, Walk, walk_back, way_to_sink
 from nanhunt.causes import Circumstance, base_name, known_cause, matrices_or_samples
-from nanhunt.records import Birth, Finding, Frame, Operand, OpEvent, Sink, Spectrum, Step, Trace
+from nanhunt.records import (
+    Birth,
+    Finding,
+    Frame,
+    Operand,
+    OpEvent,
+    Phase,
+    Sink,
+    Spectrum,
+    Step,
+    Trace,
+)
 
 
 @dataclass(slots=True)
@@ -39,19 +50,39 @@ class Origins:
         return self.by_number[self.numbers[earlier - 1]] if earlier else event
 
 
-def find_culprits(trace: Trace, *, samples: int | None = None) -> tuple[Finding, ...]:
-    """The culprits of a trace of a batch of `samples`, in the order of time.
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """One line of code whose births reach the sinks, and the events in which it made them."""
+
+    finding: Finding
+    events: tuple[OpEvent, ...] = ()
+
+
+def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect, ...]:
+    """Everyone whose non-finite values reach the sinks of a batch of `samples`, in order of time.
 
     Empty when every sink is finite, and also when no way back from the sinks leads to an op: that
-    is unexplained, not healthy.
+    is unexplained, not healthy. Several suspects need not be several culprits: what one of them
+    made may have been masked on the way. Replays with repairs tell.
     """
     walk = walk_back(trace)
-    if walk is None or not walk.stops:
+    if walk is None:
         return ()
-    first = walk.stops[0]
-    if first.event is None:
-        return (_data_finding(trace, walk, first),)
-    return (_op_finding(trace, walk, first.event, samples),)
+    origins = Origins(trace)
+    lines: dict[object, list[OpEvent]] = {}
+    suspects = [Suspect(_data_finding(trace, walk, s)) for s in walk.stops if s.event is None]
+    for event in (stop.event for stop in walk.stops if stop.event is not None):
+        origin = origins.of(event)
+        lines.setdefault((event.phase, origin.op, origin.frame, origin.module), []).append(event)
+    for events in lines.values():
+        finding = _op_finding(trace, walk, events[0], samples, origins)
+        suspects.append(Suspect(finding, tuple(events)))
+    return tuple(suspects)
+
+
+def find_culprits(trace: Trace, *, samples: int | None = None) -> tuple[Finding, ...]:
+    """The first suspect, which is the culprit unless a replay with repairs tells otherwise."""
+    return tuple(suspect.finding for suspect in find_suspects(trace, samples=samples)[:1])
 
 
 def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
@@ -85,15 +116,20 @@ def _counts(sink: Sink) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts if count)
 
 
-def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -> Finding:
-    origins = Origins(trace)
+def _op_finding(
+    trace: Trace, walk: Walk, event: OpEvent, samples: int | None, origins: Origins
+) -> Finding:
     in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
     has_own_line = in_node and event.frame is not None and not _is_custom(event)
-    origin = origins.of(event) if in_node and not has_own_line else event
+    if _by_engine(event) and event.frame is None:
+        origin = _receiver(trace, walk, event, origins)
+    else:
+        origin = origins.of(event) if in_node and not has_own_line else event
     op = _name(event, origin) if in_node and not has_own_line else event.op
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
+    phase = _phase(walk, event)
     circumstance = Circumstance(
-        phase=event.phase,
+        phase=phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,
@@ -105,7 +141,7 @@ def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -
     cause = known_cause(circumstance)
     number = event.number if in_node else origin.made
     return Finding(
-        phase=event.phase,
+        phase=phase,
         op=op,
         node=circumstance.node,
         formula_op=event.op if in_node else None,
@@ -124,6 +160,19 @@ def _op_finding(trace: Trace, walk: Walk, event: OpEvent, samples: int | None) -
         path=_path(way_to_sink(trace, walk, event), origins),
         poisoned=_poisoned(walk),
     )
+
+
+def _phase(walk: Walk, event: OpEvent) -> Phase:
+    """When it happened; a backward that the loss itself runs is part of the forward."""
+    is_inner = walk.phase == "forward" and event.step == walk.step
+    return "forward" if is_inner and event.phase == "backward" else event.phase
+
+
+def _receiver(trace: Trace, walk: Walk, event: OpEvent, origins: Origins) -> OpEvent:
+    """The forward op whose result was used several times: it receives the sum of the gradients."""
+    later = (trace.events[i] for i in sorted(walk.visited) if i > event.index)
+    took = next((e for e in later if event.index in e.parents and e.number is not None), None)
+    return origins.of(took) if took is not None else event
 
 
 def _by_engine(event: OpEvent) -> bool:

@@ -5,7 +5,7 @@ first one is no answer. The walk starts at the sinks, follows non-finite data al
 finite data (or an infinity that was asked for) became non-finite.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanhunt.records import OpEvent, Phase, Sink, Trace
@@ -30,6 +30,7 @@ class Walk:
     """Every event on a non-finite way to a sink, and the places where such ways begin."""
 
     phase: Phase
+    step: int
     sinks: tuple[Sink, ...]
     visited: frozenset[int]
     stops: tuple[Stop, ...]
@@ -44,9 +45,21 @@ def walk_back(trace: Trace) -> Walk | None:
     poisoned = trace.nonfinite_sinks
     if not poisoned:
         return None
-    first = min(poisoned, key=lambda sink: (sink.order, _KINDS.index(sink.kind)))
-    sinks = tuple(s for s in poisoned if (s.order, s.kind) == (first.order, first.kind))
-    return _walk(trace, _PHASES[first.kind], sinks)
+    first = min(map(_rank, poisoned))
+    sinks = tuple(sink for sink in poisoned if _rank(sink) == first)
+    return _walk(trace, _PHASES[sinks[0].kind], sinks)
+
+
+def is_cured(before: Trace, after: Trace) -> bool:
+    """Whether the sinks that were non-finite first are finite in another replay of the step."""
+    first, now = walk_back(before), walk_back(after)
+    if first is None or now is None:
+        return True
+    return _rank(now.sinks[0]) > _rank(first.sinks[0])
+
+
+def _rank(sink: Sink) -> tuple[int, int]:
+    return sink.order, _KINDS.index(sink.kind)
 
 
 _PHASES: Mapping[str, Phase] = {
@@ -73,14 +86,32 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
         event = trace.events[source]
         if event.asked:
             asked.append(Stop(event.phase, event))
+            queue.extend(_earlier(trace, event, phase))
             continue
         is_origin = event.birth is not None or _meets_kept_value(trace, event, phase)
         if is_origin:
             made.append(Stop(event.phase, event))
         if not is_origin or _continues(event):
             queue.extend(_earlier(trace, event, phase))
-    stops = made or asked
-    return Walk(phase, sinks, frozenset(visited), tuple(sorted(stops, key=lambda s: s.order)))
+    stops = made or _turning_points(asked)
+    step = trace.events[-1].step if trace.events else 0
+    return Walk(phase, step, sinks, frozenset(visited), tuple(sorted(stops, key=lambda s: s.order)))
+
+
+# Ops that pick some elements of a tensor out of many.
+_PICKS = ("gather", "index", "index_select", "nll_loss_forward", "select", "take", "masked_select")
+
+
+def _turning_points(asked: Sequence[Stop]) -> list[Stop]:
+    """Where an infinity that was asked for, and is all that reached the sink, became its value.
+
+    A mask is harmless among finite numbers. It is not any more once it is picked: there, else at
+    the first op that computes with it, else where it was written down.
+    """
+    ordered = sorted(asked, key=lambda stop: stop.order)
+    picks = [s for s in ordered if s.event and s.event.op.split("::")[-1] in _PICKS]
+    computed = [s for s in ordered if s.event and s.event.parents]
+    return (picks or computed or ordered)[:1]
 
 
 def _meets_kept_value(trace: Trace, event: OpEvent, phase: Phase) -> bool:
@@ -91,7 +122,7 @@ def _meets_kept_value(trace: Trace, event: OpEvent, phase: Phase) -> bool:
     """
     if phase != "backward" or event.phase != "backward" or not event.parents:
         return False
-    return all(source < 0 or trace.events[source].phase == "forward" for source in event.parents)
+    return all(_is_kept(trace, event, source) for source in event.parents)
 
 
 def _continues(event: OpEvent) -> bool:
@@ -100,16 +131,22 @@ def _continues(event: OpEvent) -> bool:
 
 
 def _earlier(trace: Trace, event: OpEvent, phase: Phase) -> Iterable[int]:
-    # From a gradient or a stepped parameter nothing leads back into an earlier, finite phase of
-    # the step, but a step reads what those before it left.
-    return [s for s in event.parents if phase == "forward" or _leads_on(trace, event, s)]
+    """What left the non-finite values that an event read.
+
+    The loss is finite where a gradient decides, so a backward has no business with what the forward
+    of its step had left, and hidden: there the way ends.
+    """
+    if phase == "forward" or event.phase != "backward":
+        return event.parents
+    return [source for source in event.parents if not _is_kept(trace, event, source)]
 
 
-def _leads_on(trace: Trace, event: OpEvent, source: int) -> bool:
+def _is_kept(trace: Trace, event: OpEvent, source: int) -> bool:
+    """Whether a backward read something that was there before it began."""
     if source < 0:
-        return event.phase == "optimizer"
+        return True
     earlier = trace.events[source]
-    return earlier.phase == event.phase or earlier.step < event.step
+    return earlier.phase == "forward" and earlier.step == event.step
 
 
 def way_to_sink(trace: Trace, walk: Walk, start: OpEvent) -> tuple[OpEvent, ...]:

@@ -2,7 +2,7 @@
 
 import linecache
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from nanhunt import analysis
 from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.hunting import repairs
 from nanhunt.places import readable_frame, readable_path
 from nanhunt.recorder import Scope
 from nanhunt.records import (
@@ -54,8 +55,6 @@ class Investigation:
     steps: int = 1
     pace: tuple[Pace, ...] = ()
 
-    # -- replays -----------------------------------------------------------------------------
-
     def start(self, steps: int = 1) -> None:
         """Replay natively, after the steps before if there are any, and again unrecorded."""
         if steps > 1:
@@ -71,6 +70,54 @@ class Investigation:
                 f"two native replays differ (loss {self.native.run.loss:.9g} and "
                 f"{again.run.loss:.9g}): what follows may not come again"
             )
+        self._find_culprits()
+
+    # -- who it was ----------------------------------------------------------------------------
+
+    def _find_culprits(self) -> None:
+        """Name the culprits: of several suspects, those whose repair at birth cures the step."""
+        trace = self.trace
+        suspects = analysis.find_suspects(trace, samples=count_samples(self.batch))
+        can_repair = self.deterministic is not False and repairs.is_replayable(suspects, trace)
+        if not can_repair or not suspects or not suspects[0].events:
+            self._name(suspects[:1])
+            return
+        decision = repairs.decide(suspects, self._is_cured_by)
+        if decision.note:
+            self.notes.append(decision.note)
+        self._name([*decision.culprits, *self._hidden_behind(decision.culprits)])
+
+    def _repaired(self, suspects: Collection[analysis.Suspect]) -> Trace:
+        self.progress("repaired at birth")
+        scope = Scope(repair=repairs.indices(suspects, self.trace))
+        return replay(self.subject, self.batch, NATIVE, scope=scope).trace or Trace((), ())
+
+    def _is_cured_by(self, suspects: Collection[analysis.Suspect]) -> bool:
+        return analysis.is_cured(self.trace, self._repaired(suspects))
+
+    def _hidden_behind(self, culprits: Sequence[analysis.Suspect]) -> Sequence[analysis.Suspect]:
+        """A fault of a later phase, which the sinks of an earlier one had hidden."""
+        if culprits[0].finding.phase == "optimizer":
+            return ()
+        repaired = self._repaired(culprits)
+        if not analysis.is_cured(self.trace, repaired):
+            return ()
+        lines = {(c.finding.file, c.finding.line) for c in culprits}
+        behind = analysis.find_suspects(repaired, samples=count_samples(self.batch))
+        # The slope of the very op that was repaired is no second fault, nor is what follows from an
+        # infinity that was let stand.
+        return [
+            s
+            for s in behind
+            if (s.finding.file, s.finding.line) not in lines
+            and all(e.birth is not None and not e.parents for e in s.events)
+        ][:1]
+
+    def _name(self, suspects: Iterable[analysis.Suspect]) -> None:
+        run = self._native.run
+        self.culprits = tuple(_settle(suspect.finding, run) for suspect in suspects)
+
+    # -- replays, and their batch --------------------------------------------------------------
 
     def _make_batch(self) -> None:
         self.progress("batch")
@@ -98,8 +145,6 @@ class Investigation:
         """Name the culprit of a replay."""
         samples = count_samples(self.batch)
         found = analysis.find_culprits(done.trace, samples=samples) if done.trace else ()
-        if done.variant == NATIVE:
-            self.culprits = tuple(_settle(finding, done.run) for finding in found)
         if found:
             first = _settle(found[0], done.run)
             line = f"{first.file}:{first.line}" if first.file else None

@@ -21,6 +21,9 @@ from nanhunt.records import Birth, Sink, TensorFacts
 
 # Evidence is read for so many births of one step; of the rest only the count is kept.
 _MAX_DESCRIBED = 256
+# What stands for a repaired value in a forward: inside the domain of logarithms, roots, divisions
+# and inverse trigonometric functions, and away from where their slopes are infinite.
+_HARMLESS = 0.5
 
 
 class Part(NamedTuple):
@@ -336,6 +339,24 @@ def _is_drowned(given: Given, output: TensorFacts) -> bool:
         facts.nonfinite == facts.numel and facts.numel >= output.numel
         for _, facts in given.poisoned
     )
+
+
+def repair(outputs: Iterable[Tensor], given: Given | None, *, is_backward: bool) -> None:
+    """Replace what an op made non-finite by numbers that nearly every op takes.
+
+    Elements that a pointwise op only passed on stay as they are.
+    """
+    fill = 0.0 if is_backward else _HARMLESS
+    for tensor in outputs:
+        if not measurement.can_be_nonfinite(tensor):
+            continue
+        values = measurement.dense(tensor)
+        mask = measurement.nonfinite_mask(values)
+        if given is not None and given.poisoned and not given.is_asked:
+            new = measurement.newborn_mask(values, given.nonfinite_masks())
+            mask = mask if new is None else new
+        if bool(mask.any()):
+            values.masked_fill_(mask, fill)
 
 
 def _view_key(tensor: Tensor) -> tuple[object, ...]:

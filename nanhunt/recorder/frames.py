@@ -47,16 +47,16 @@ def _kind_of(file: str) -> int:
     return _PASS if is_library else _USER
 
 
-def user_call() -> tuple[Place | None, Place | None]:
+def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]:
     """Find the innermost line of the user, and the line that applied a custom Function, if any.
 
     The engine's frame ends the search: an op of a C++ node has no line of its own, its origin is
-    looked up.
+    looked up. With `past_engine` it goes on to the line that called the backward.
     """
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
     while frame is not None:
         code = frame.f_code
-        if code is _ENGINE_CODE:
+        if code is _ENGINE_CODE and not past_engine:
             return None, None
         file = code.co_filename
         kind = _KINDS.get(file)

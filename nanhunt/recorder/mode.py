@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt import measurement
-from nanhunt.recorder.flow import Flow
+from nanhunt.recorder.flow import Flow, repair
 from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
 from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
@@ -50,11 +50,13 @@ class Scope:
     """What a recorder does besides naming the ops and following non-finite values.
 
     With `modules` it measures what passes each module, in both directions; with `shapes` it notes
-    inputs and outputs of every op, and not only of those that met a non-finite value.
+    inputs and outputs of every op, and not only of those that met a non-finite value. `repair`
+    are the indices of events whose newborn elements are replaced by finite numbers at birth.
     """
 
     modules: bool = False
     shapes: bool = False
+    repair: frozenset[int] = frozenset()
 
 
 class Recorder(TorchDispatchMode):
@@ -90,6 +92,7 @@ class Recorder(TorchDispatchMode):
         self._node_facts: tuple[str | None, int | None] = (None, None)
         self._node_run = 0
         self._is_python_node = False
+        self._is_accumulation = False
         self.outputs: list[tuple[str, Tensor]] = []
         self.passages: list[Passage] = []
         self._scope = scope
@@ -206,12 +209,15 @@ class Recorder(TorchDispatchMode):
             returned = self._execute(func, args, kwargs or {})
         is_plain = type(returned) is Tensor and not info.mutated
         outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
-        place, applier = user_call()
+        place, applier = user_call(past_engine=self._is_accumulation)
         met = None
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
         if flow.poison or (info.is_screened and measurement.suspects(outputs)):
             call = Call(info, args, kwargs or {})
-            met = flow.follow(call, node, given, outputs, len(self._raw))
+            index = len(self._raw)
+            if index in self._scope.repair:
+                repair(outputs, given, is_backward=node is not None)
+            met = flow.follow(call, node, given, outputs, index)
         self._raw.append(
             (
                 # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
@@ -239,10 +245,13 @@ class Recorder(TorchDispatchMode):
         self._node = node
         self._node_run += 1
         self._is_python_node = isinstance(node, BackwardCFunction)
+        self._is_accumulation = False
         if node is None:
             self._node_facts = (None, None)
             return
         number = node._sequence_nr()  # noqa: SLF001 - no public name
+        # A gradient is added to `.grad` by no line but the one that called the backward.
+        self._is_accumulation = number == _NO_NUMBER
         name = node.name().removeprefix("torch::autograd::")
         self._node_facts = (name, None if number == _NO_NUMBER else number)
 
