@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanhunt import measurement
 from nanhunt.recorder.flow import Flow, repair
 from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
+from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
@@ -51,12 +52,14 @@ class Scope:
 
     With `modules` it measures what passes each module, in both directions; with `shapes` it notes
     inputs and outputs of every op, and not only of those that met a non-finite value. `repair`
-    are the indices of events whose newborn elements are replaced by finite numbers at birth.
+    are the indices of events whose newborn elements are replaced by finite numbers at birth. With
+    `keep`, so many bytes of what the ops were given and returned are kept, the latest.
     """
 
     modules: bool = False
     shapes: bool = False
     repair: frozenset[int] = frozenset()
+    keep: int = 0
 
 
 class Recorder(TorchDispatchMode):
@@ -96,6 +99,7 @@ class Recorder(TorchDispatchMode):
         self.outputs: list[tuple[str, Tensor]] = []
         self.passages: list[Passage] = []
         self._scope = scope
+        self.kept = Kept(scope.keep) if scope.keep else None
         self._handles: list[Any] = []
 
     @property
@@ -209,6 +213,8 @@ class Recorder(TorchDispatchMode):
             returned = self._execute(func, args, kwargs or {})
         is_plain = type(returned) is Tensor and not info.mutated
         outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
+        if self.kept is not None:
+            self.kept.add(Call(info, args, kwargs or {}), outputs)
         place, applier = user_call(past_engine=self._is_accumulation)
         met = None
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
