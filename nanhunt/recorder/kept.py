@@ -18,7 +18,7 @@ from nanhunt.recorder.schema import Call
 class KeptCall(NamedTuple):
     """One op as it ran. An operand that was written to later holds the later value."""
 
-    index: int
+    event: int
     call: Call
     outputs: list[Tensor]
 
