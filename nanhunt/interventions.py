@@ -33,15 +33,27 @@ def dtype_under(dtype: torch.dtype, real: torch.dtype) -> torch.dtype:
     return dtype
 
 
-class _EagerMode(TorchDispatchMode):
-    """A mode that is only ever entered while compiled code is told to run eagerly."""
+class OwnMode(TorchDispatchMode):
+    """A mode of ours, only ever entered while compiled code is told to run eagerly.
+
+    Unlike those that the program enters itself, it goes on in the threads that are started under
+    it: see `recorder.threads`.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import the compiler, which takes seconds
+        # True would wrap the dispatch in the compiler's guard, whose import takes seconds.
+        return False
+
+    def for_thread(self) -> "OwnMode":
+        """What does this one's work in a thread that the running one is about to start."""
+        return self
+
+    def finish(self) -> None:
+        """Called in such a thread when it is over."""
 
 
-class PrecisionRewriting(_EagerMode):
+class PrecisionRewriting(OwnMode):
     """Runs everything in one precision, also against casts in user code and in autocast.
 
     Every `dtype=` that an op is given is rewritten, and operands that come from outside in another
@@ -146,7 +158,7 @@ def _emulated(func: Any) -> tuple[int, ...] | None:
     return None if schema.is_mutable else _EMULATED.get(schema.name)
 
 
-class HalfEmulation(_EagerMode):
+class HalfEmulation(OwnMode):
     """Computes FP16 products on a CPU in FP32 and rounds the results to FP16.
 
     Tensor cores do the same (FP16 operands, FP32 accumulation, FP16 result), and a native FP16

@@ -13,7 +13,7 @@ from nanhunt.analysis.comparison import (
     vector_use,
 )
 from nanhunt.analysis.diagnosis import Case, diagnose
-from nanhunt.analysis.finding import Suspect, find_culprits, find_suspects
+from nanhunt.analysis.finding import Suspect, explain, find_culprits, find_suspects
 from nanhunt.analysis.modules import summarise_modules
 from nanhunt.analysis.walk import is_cured
 
@@ -23,6 +23,7 @@ __all__ = [
     "confusable_names",
     "describe_nonfinite",
     "diagnose",
+    "explain",
     "find_culprits",
     "find_suspects",
     "is_cured",

@@ -1,15 +1,17 @@
 """From a stop of the walk to a finding: which op, on which line, why, on what evidence."""
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nanhunt.analysis.walk import Stop, Walk, walk_back, way_to_sink
 from nanhunt.causes import Circumstance, base_name, known_cause, matrices_or_samples
 from nanhunt.records import (
+    Ancestor,
     Birth,
     Finding,
     Frame,
+    Inquiry,
     Operand,
     OpEvent,
     Phase,
@@ -18,6 +20,8 @@ from nanhunt.records import (
     Step,
     Trace,
 )
+
+NOTHING_ASKED = Inquiry()
 
 
 @dataclass(slots=True)
@@ -56,6 +60,7 @@ class Suspect:
 
     finding: Finding
     events: tuple[OpEvent, ...] = ()
+    origin: OpEvent | None = None
 
 
 def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect, ...]:
@@ -76,8 +81,18 @@ def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect,
         lines.setdefault((event.phase, origin.op, origin.frame, origin.module), []).append(event)
     for events in lines.values():
         finding = _op_finding(trace, walk, events[0], samples, origins)
-        suspects.append(Suspect(finding, tuple(events)))
+        suspects.append(Suspect(finding, tuple(events), origins.of(events[0])))
     return tuple(suspects)
+
+
+def explain(
+    trace: Trace, suspect: Suspect, inquiry: Inquiry, *, samples: int | None = None
+) -> Finding:
+    """The finding of a suspect anew, with what an inquiry about it told."""
+    walk = walk_back(trace)
+    if walk is None or not suspect.events:
+        return suspect.finding
+    return _op_finding(trace, walk, suspect.events[0], samples, Origins(trace), inquiry)
 
 
 def find_culprits(trace: Trace, *, samples: int | None = None) -> tuple[Finding, ...]:
@@ -89,7 +104,8 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
     sink = stop.state or Sink("captured", "a tensor", trace.sinks[0].facts)
     kinds = {"batch": "input", "optimizer": "optimizer state", "captured": "input"}
     where = f"first at index {list(sink.where)}" if sink.where else "it is a single number"
-    circumstance = Circumstance("data", kinds.get(sink.kind, sink.kind), None, "", "", None)
+    op = kinds.get(sink.kind, sink.kind)
+    circumstance = Circumstance("data", op, None, "", "", None, is_unwritten=sink.is_unwritten)
     cause = known_cause(circumstance)
     return Finding(
         phase="data",
@@ -117,7 +133,12 @@ def _counts(sink: Sink) -> str:
 
 
 def _op_finding(
-    trace: Trace, walk: Walk, event: OpEvent, samples: int | None, origins: Origins
+    trace: Trace,
+    walk: Walk,
+    event: OpEvent,
+    samples: int | None,
+    origins: Origins,
+    inquiry: Inquiry = NOTHING_ASKED,
 ) -> Finding:
     in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
     has_own_line = in_node and event.frame is not None and not _is_custom(event)
@@ -128,6 +149,7 @@ def _op_finding(
     op = _name(event, origin) if in_node and not has_own_line else event.op
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
     phase = _phase(walk, event)
+    way = way_to_sink(trace, walk, event)
     circumstance = Circumstance(
         phase=phase,
         op=op,
@@ -137,6 +159,11 @@ def _op_finding(
         birth=event.birth,
         after=_nodes_before(trace, event, origin),
         samples=samples,
+        output=event.outputs[event.birth.output] if event.birth else None,
+        turned_by=_turned_by(way),
+        is_hook=in_node and has_own_line,
+        is_asked=event.asked,
+        inquiry=inquiry,
     )
     cause = known_cause(circumstance)
     number = event.number if in_node else origin.made
@@ -154,12 +181,21 @@ def _op_finding(
         dtype=event.dtype,
         occurrence=_occurrence(trace, origin),
         step=event.step,
-        evidence=tuple(_evidence(event, samples)),
+        evidence=(*_evidence(event, samples), *_ancestry(event, inquiry)),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),
-        path=_path(way_to_sink(trace, walk, event), origins),
+        path=_path(way, origins),
         poisoned=_poisoned(walk),
     )
+
+
+def _turned_by(way: Iterable[OpEvent]) -> str | None:
+    """The op on the way to the sink that made NaN out of infinities."""
+    for event in way:
+        given, made = (sum(f.nan for f in facts) for facts in (event.inputs, event.outputs))
+        if event.parents and not given and made:
+            return base_name(event.op)
+    return None
 
 
 def _phase(walk: Walk, event: OpEvent) -> Phase:
@@ -285,6 +321,31 @@ def _spectrum_evidence(spectrum: Spectrum, unit: str) -> Iterator[str]:
         f"{spectrum.floor:.3g}, which is null space plus loading; the largest is "
         f"{spectrum.largest:.3g}"
     )
+
+
+def _ancestry(event: OpEvent, inquiry: Inquiry) -> Iterator[str]:
+    """Where the operands came from, and what became of the result."""
+    for role, chain in inquiry.lineage:
+        made = [a for a in chain if a.op]
+        if not made or chain[0].value not in (0.0, 1.0, -1.0):
+            continue
+        names = " ← ".join(_told(ancestor) for ancestor in made[:_CHAIN])
+        name = _ROLES.get((base_name(event.op), role), role.replace("aten::", ""))
+        yield f"{name} there is {chain[0].value:g}: {names}"
+    if inquiry.removed_by is not None and inquiry.result is not None:
+        yield (
+            f"in the forward the result was {inquiry.result:.4g} there, and "
+            f"{base_name(inquiry.removed_by)} took it out"
+        )
+
+
+_CHAIN = 4  # ops of a lineage that are quoted
+
+
+def _told(ancestor: Ancestor) -> str:
+    numbers = [f"{value:.4g}" for _, value in ancestor.operands]
+    numbers += [f"{name} = {value:g}" for name, value in ancestor.scalars]
+    return f"{base_name(ancestor.op)}({', '.join(numbers)})"
 
 
 _ROLES = {("div", "self"): "dividend", ("div", "other"): "divisor"}

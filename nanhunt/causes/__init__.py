@@ -6,9 +6,18 @@ cause and the operands speak for themselves. A row sees only a `Circumstance`: w
 """
 
 from nanhunt.causes.circumstance import Circumstance, base_name, matrices_or_samples
+from nanhunt.causes.lineage import is_difference
 from nanhunt.causes.table import CAUSES, Cause
 
-__all__ = ["CAUSES", "Cause", "Circumstance", "base_name", "known_cause", "matrices_or_samples"]
+__all__ = [
+    "CAUSES",
+    "Cause",
+    "Circumstance",
+    "base_name",
+    "is_difference",
+    "known_cause",
+    "matrices_or_samples",
+]
 
 
 def known_cause(circumstance: Circumstance) -> Cause | None:

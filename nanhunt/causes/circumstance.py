@@ -1,8 +1,8 @@
 """What is known about a culprit, and the questions that the rows of the table ask of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nanhunt.records import Birth, Operand, Phase, Spectrum
+from nanhunt.records import Birth, Inquiry, Operand, Phase, Spectrum, TensorFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +11,11 @@ class Circumstance:
 
     `op` is the forward op (for a backward fault: the origin), `formula_op` the op that returned
     the non-finite value. `after` names the autograd nodes that ran before the guilty one and whose
-    forward ops came after it: what was done with its result. `samples` is the size of the batch.
+    forward ops came after it: what was done with its result. `samples` is the size of the batch,
+    `output` what was counted in the guilty output, `turned_by` the op that made NaN of its
+    infinity, `is_hook` whether a user's hook was running, `is_asked` whether an infinity that the
+    program asked for is all there was, `is_unwritten` whether a tensor looks like memory that was
+    never written to. `inquiry` is empty where none was made.
     """
 
     phase: Phase
@@ -22,6 +26,12 @@ class Circumstance:
     birth: Birth | None
     after: tuple[str, ...] = ()
     samples: int | None = None
+    output: TensorFacts | None = None
+    turned_by: str | None = None
+    is_hook: bool = False
+    is_asked: bool = False
+    is_unwritten: bool = False
+    inquiry: Inquiry = field(default_factory=Inquiry)
 
     @property
     def base(self) -> str:
@@ -49,6 +59,16 @@ def matrices_or_samples(spectrum: Spectrum, samples: int | None) -> str:
     return "samples" if spectrum.matrices == samples else "matrices"
 
 
+_AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
+NORMALISATIONS = (
+    "native_batch_norm", "native_layer_norm", "native_group_norm", "cudnn_batch_norm",
+    "native_batch_norm_legit", "native_batch_norm_legit_no_training", "fused_rms_norm",
+)  # fmt: skip
+SOLVERS = (
+    "linalg_solve_ex", "linalg_solve_triangular", "triangular_solve", "linalg_inv_ex",
+    "linalg_slogdet", "linalg_det", "linalg_lu_solve", "lu_solve", "cholesky_solve",
+    "cholesky_inverse", "linalg_lstsq", "linalg_cholesky_ex", "linalg_ldl_solve", "logdet",
+)  # fmt: skip
 _DECOMPOSITIONS = (
     "LinalgEighBackward",
     "LinalgSvdBackward",
@@ -61,9 +81,18 @@ DOMAINS = {
     "acosh": "x ≥ 1", "erfinv": "-1 < x < 1", "pow": "x ≥ 0 for a fractional exponent",
     "lgamma": "x not 0, -1, -2, …", "digamma": "x not 0, -1, -2, …", "logit": "0 < x < 1",
 }  # fmt: skip
-_POLES = ("log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "log", "log2", "log10")
+_LOGS = ("log", "log2", "log10", "xlogy")
+_POLES = (*_LOGS, "log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "xlog1py")
 EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh", "softplus")
-_DIVISIONS = ("div", "reciprocal", "true_divide", "divide", "remainder", "rsqrt")
+_DIVISIONS = (
+    "div",
+    "reciprocal",
+    "remainder",
+    "rsqrt",
+    "addcdiv",
+    "foreach_addcdiv",
+    "foreach_div",
+)
 STEEP = {
     "sqrt": "0", "pow": "0", "rsqrt": "0", "acos": "±1", "asin": "±1", "acosh": "1",
     "atanh": "±1", "log": "0", "log2": "0", "log10": "0", "norm": "0", "linalg_vector_norm": "0",
@@ -71,8 +100,8 @@ STEEP = {
 }  # fmt: skip
 SOFTMAXES = ("softmax", "log_softmax", "logsumexp", "safe_softmax")
 _MASKING = (
-    "Where", "MaskedFill", "MaskedSelect", "MaskedScatter", "Index", "Clamp", "NanToNum",
-    "Minimum", "Maximum", "Relu", "Threshold",
+    "Where", "MaskedFill", "MaskedSelect", "MaskedScatter", "Index", "Clamp", "Minimum", "Maximum",
+    "Relu", "Threshold",
 )  # fmt: skip
 LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38}
 HALF = ("float16", "bfloat16")
@@ -87,7 +116,7 @@ def divisor_of(c: Circumstance) -> Operand | None:
     """The operand by which the op divides, where it has one."""
     if c.formula in ("reciprocal", "rsqrt"):
         return c.operand("self")
-    return c.operand("other")
+    return c.operand("other", "tensor2")
 
 
 def divides_by_zero(c: Circumstance) -> bool:
@@ -104,9 +133,41 @@ def is_incoming_zero(c: Circumstance) -> bool:
     return incoming is None or incoming.at_zero is None or incoming.at_zero == c.birth.count
 
 
-def is_masked_afterwards(c: Circumstance) -> bool:
-    """Whether the program masks, selects or clamps something made of the result."""
-    return any(node.startswith(_MASKING) for node in c.after)
+def is_masked(c: Circumstance) -> bool:
+    """Whether the program took the result out of the forward: by where, a mask or a bound.
+
+    Without an inquiry the names of the nodes must do: something made of the result is masked, and
+    the gradient that comes back is exactly 0.
+    """
+    if c.inquiry.result is None:
+        masks = any(node.startswith(_MASKING) for node in c.after)
+        return masks and is_incoming_zero(c)
+    removed = base_name(c.inquiry.removed_by or "")
+    return bool(removed) and removed != "nan_to_num"
+
+
+def is_empty_reduction(c: Circumstance) -> bool:
+    """Whether a mean or a spread was asked of too few elements."""
+    if c.birth is None or "nan" not in c.birth.kind or c.output is None:
+        return False
+    if c.base.startswith("nll_loss"):
+        values = c.operand("self")
+        return values is not None and values.facts.is_finite
+    if c.base == "div":
+        return dict(c.birth.scalars).get("other") == 0 and _is_sum(c)
+    of = c.operand("self", "input")
+    if c.base not in _AVERAGES or of is None or not of.facts.is_finite:
+        return False
+    count = of.facts.numel / max(c.output.numel, 1)
+    least = (
+        dict(c.birth.scalars).get("correction", 1.0) if c.base not in ("mean", "nanmean") else 0.0
+    )
+    return count <= least
+
+
+def _is_sum(c: Circumstance) -> bool:
+    chain = c.inquiry.chain("self")
+    return bool(chain) and base_name(chain[0].op) in ("sum", "nansum", "count_nonzero")
 
 
 def is_steep(c: Circumstance) -> bool:
@@ -124,3 +185,27 @@ def overflows(c: Circumstance, *dtypes: str) -> bool:
 def is_at_pole(c: Circumstance) -> bool:
     """Whether a function with poles returned an infinity."""
     return c.birth is not None and c.formula in _POLES and "inf" in c.birth.kind
+
+
+def is_infinity_turned(c: Circumstance) -> bool:
+    """Whether the log of an exact 0 was tolerated until it met 0: 0 · log 0."""
+    return c.phase == "forward" and c.base in _LOGS and c.turned_by == "mul" and is_at_pole(c)
+
+
+def is_kept_infinity(c: Circumstance) -> bool:
+    """Whether a backward met an infinity that the forward had let stand."""
+    return c.phase == "backward" if c.birth is None else c.birth.from_asked
+
+
+def has_grown(c: Circumstance) -> bool:
+    """Whether the parameters grew beyond what training does since the first step."""
+    return c.inquiry.growth is not None and c.inquiry.growth > _RUNAWAY
+
+
+# Weights that grow so much within a run are not learning.
+_RUNAWAY = 100.0
+
+
+def is_unwritten(c: Circumstance) -> bool:
+    """Whether a tensor that the step was given looks like memory that nobody wrote to."""
+    return c.phase == "data" and c.op == "parameter" and c.is_unwritten

@@ -1,4 +1,4 @@
-"""The table of known causes, and the sentences that fill the numbers of a case in."""
+"""The table of known causes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,21 +7,42 @@ from nanhunt.causes.circumstance import (
     DOMAINS,
     EXPONENTIALS,
     HALF,
-    LARGEST,
+    NORMALISATIONS,
     SOFTMAXES,
-    STEEP,
+    SOLVERS,
     Circumstance,
     divides_by_zero,
-    divisor_of,
+    has_grown,
     is_at_pole,
     is_decomposition,
-    is_incoming_zero,
-    is_masked_afterwards,
+    is_empty_reduction,
+    is_infinity_turned,
+    is_kept_infinity,
+    is_masked,
     is_steep,
-    matrices_or_samples,
+    is_unwritten,
     overflows,
 )
-from nanhunt.records import Operand
+from nanhunt.causes.lineage import made
+from nanhunt.causes.sentences import (
+    fixed,
+    why_beyond,
+    why_cancelled,
+    why_degenerate,
+    why_domain,
+    why_empty,
+    why_exp,
+    why_growth,
+    why_guard,
+    why_low,
+    why_masked,
+    why_normalised,
+    why_pole,
+    why_row,
+    why_steep,
+    why_underflow,
+    why_zero,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,102 +60,21 @@ class Cause:
     recipes: tuple[str, ...] = ()
 
 
-def _quote(operand: Operand | None) -> str:
-    if operand is None or not operand.at:
-        return ""
-    values = dict.fromkeys(f"{value:.4g}" for value in operand.at)
-    return f" ({', '.join(values)})"
-
-
-def _elements(c: Circumstance) -> str:
-    count = c.birth.count if c.birth else 0
-    return f"{count} element{'' if count == 1 else 's'}"
-
-
-def _verb(c: Circumstance, stem: str) -> str:
-    return f"{stem}s" if c.birth and c.birth.count == 1 else stem
-
-
-def _why_degenerate(c: Circumstance) -> str:
-    spectrum = c.birth.spectrum if c.birth else None
-    what = "singular vectors" if "Svd" in (c.node or "") else "eigenvectors"
-    values = "singular values" if "Svd" in (c.node or "") else "eigenvalues"
-    if "Qr" in (c.node or ""):
-        return (
-            "The backward of QR solves with R, and R is singular: a column is zero or depends on "
-            "the others."
-        )
-    if spectrum is None or not spectrum.tied:
-        return (
-            f"The loss uses {what}, and their backward divides by the differences of the {values}."
-        )
-    unit = matrices_or_samples(spectrum, c.samples)
-    return (
-        f"The loss uses {what}, and their backward divides by the differences of the {values}; in "
-        f"{spectrum.tied} of {spectrum.matrices} {unit} two or more that the call returned are "
-        f"bit-identical, so it computes 0/0."
-    )
-
-
-def _why_domain(c: Circumstance) -> str:
-    argument = c.operand("self")
-    return (
-        f"{c.base} is real only for {DOMAINS[c.base]}; {_elements(c)} of its argument "
-        f"{_verb(c, 'lie')} outside{_quote(argument)}."
-    )
-
-
-def _why_pole(c: Circumstance) -> str:
-    return f"{c.base} is infinite at its argument{_quote(c.operand('self'))} in {_elements(c)}."
-
-
-def _why_zero(c: Circumstance) -> str:
-    divisor = divisor_of(c)
-    zeros = divisor.at_zero if divisor else 0
-    kind = "0/0" if c.birth and c.birth.kind == "nan" else "a finite number by 0"
-    where = "the formula of its backward divides" if c.phase == "backward" else "it divides"
-    return f"In {_elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
-
-
-def _why_steep(c: Circumstance) -> str:
-    return (
-        f"The derivative of {c.base} is infinite at {STEEP[c.base]}, and {_elements(c)} of its "
-        f"argument {_verb(c, 'stand')} exactly there."
-    )
-
-
-def _why_masked(c: Circumstance) -> str:
-    return (
-        f"The branch is masked out afterwards, so the gradient that arrives at {_elements(c)} is "
-        f"exactly 0; the derivative of {c.base} is not finite there, and 0 times that is NaN."
-    )
-
-
-def _why_low(c: Circumstance) -> str:
-    limit = LARGEST[c.dtype]
-    return (
-        f"The result does not fit {c.dtype}, whose largest number is {limit:g}; it became infinite "
-        f"in {_elements(c)}."
-    )
-
-
-def _why_exp(c: Circumstance) -> str:
-    argument = c.operand("self")
-    return f"{c.base} of{_quote(argument) or ' a large number'} does not fit {c.dtype}."
-
-
-def _why_row(c: Circumstance) -> str:
-    return (
-        f"Every entry of a row is -inf, as a mask has it, and {c.base} of such a row is "
-        f"NaN ({_elements(c)})."
-    )
-
-
-def _fixed(sentence: str) -> Callable[[Circumstance], str]:
-    return lambda _: sentence
-
+WIDE = ("float32", "float64", "complex64", "complex128")
 
 CAUSES: tuple[Cause, ...] = (
+    Cause(
+        "uninitialised_memory",
+        "A parameter was allocated and never written to",
+        "torch.empty and to_empty give memory with whatever was in it. A parameter made so and "
+        "never initialised may look fine for a long time, and be NaN on another machine.",
+        is_unwritten,
+        fixed(
+            "The parameter was there before the step, and its values look like memory that was "
+            "never written to: nothing in the step made them."
+        ),
+        ("initialise",),
+    ),
     Cause(
         "bad_data",
         "A tensor was non-finite before the step",
@@ -142,7 +82,7 @@ CAUSES: tuple[Cause, ...] = (
         "every operation that reads it passes it on. Look at where the tensor was made: the "
         "data, the checkpoint, an earlier step.",
         lambda c: c.phase == "data",
-        _fixed("The value was there before the step began; no operation of the step made it."),
+        fixed("The value was there before the step began; no operation of the step made it."),
         ("validate_batch",),
     ),
     Cause(
@@ -152,7 +92,7 @@ CAUSES: tuple[Cause, ...] = (
         "overflows or divides by zero there is not covered by torch's own care. The report "
         "names the line inside it.",
         lambda c: c.phase == "backward" and c.op.startswith("custom:"),
-        _fixed(
+        fixed(
             "The backward that the user wrote for this autograd.Function returns a non-finite "
             "gradient for finite inputs."
         ),
@@ -163,7 +103,7 @@ CAUSES: tuple[Cause, ...] = (
         "Where a tensor is used several times the engine adds the gradients that come back. "
         "Each may fit the dtype and their sum not; in half precision that happens at 65504.",
         lambda c: c.birth is not None and c.birth.by_engine,
-        _fixed("Each gradient is finite; the sum that the engine makes at the fan-out is not."),
+        fixed("Each gradient is finite; the sum that the engine makes at the fan-out is not."),
         ("smaller_loss_scale", "upcast"),
     ),
     Cause(
@@ -174,8 +114,41 @@ CAUSES: tuple[Cause, ...] = (
         "diagonal loading makes it worse, since it rounds the small ones to one number; more "
         "precision does not help either. With values only the backward never divides.",
         is_decomposition,
-        _why_degenerate,
+        why_degenerate,
         ("gap_only_projector", "values_only", "detach_vectors"),
+    ),
+    Cause(
+        "singular_matrix",
+        "A singular matrix is solved, inverted or has its determinant taken",
+        "A matrix without full rank has no inverse and a determinant of 0, whose logarithm is "
+        "-inf. Rows that depend on each other, a zero on the diagonal of a triangular system and "
+        "a Gram matrix of repeated vectors are the common ways there.",
+        lambda c: c.phase != "optimizer" and c.base in SOLVERS and c.birth is not None,
+        fixed("The matrix is singular: the system has no solution, or its determinant is 0."),
+        ("diagonal_loading", "least_squares"),
+    ),
+    Cause(
+        "infeasible_target",
+        "The target has probability 0 by construction",
+        "A CTC target longer than its input, an action that the mask forbids: the model gives it "
+        "probability 0 whatever its parameters, and the negative logarithm of that is inf. The "
+        "target, or the mask, is wrong.",
+        lambda c: c.base in ("ctc_loss", "cudnn_ctc_loss") or c.is_asked,
+        fixed(
+            "The target cannot be reached whatever the parameters are: its probability is 0, and "
+            "the loss takes the logarithm."
+        ),
+        ("check_targets", "zero_infinity"),
+    ),
+    Cause(
+        "empty_reduction",
+        "A mean or a spread over too few elements",
+        "The mean of nothing is 0/0, and so is the unbiased standard deviation of one number. A "
+        "filter that lets nothing through, a last batch of one sample and a loss whose targets are "
+        "all ignored end there.",
+        is_empty_reduction,
+        why_empty,
+        ("skip_empty", "drop_last", "correction_zero"),
     ),
     Cause(
         "fully_masked_reduction",
@@ -184,16 +157,38 @@ CAUSES: tuple[Cause, ...] = (
         "-inf that sum is 0, and the result is NaN. The mask is intended, the row without any "
         "entry is not.",
         lambda c: c.base in SOFTMAXES and c.birth is not None and c.birth.from_asked,
-        _why_row,
+        why_row,
         ("finfo_min_mask", "zero_empty_rows"),
+    ),
+    Cause(
+        "divergence",
+        "The parameters ran away",
+        "With too large a learning rate every step overshoots more than the one before, until some "
+        "op leaves the range of its dtype. That op is not at fault; the growth of the steps before "
+        "it is.",
+        lambda c: has_grown(c) and overflows(c, *HALF, *WIDE) and c.phase != "optimizer",
+        why_growth,
+        ("smaller_learning_rate", "warm_up", "clip_gradients"),
+    ),
+    Cause(
+        "eps_underflow_low_precision",
+        "The guard does not survive the precision",
+        "An eps of 1e-8 is 0 in float16, and 1 - 1e-7 is 1 in bfloat16: the guard against the "
+        "singular point is written down, and the dtype rounds it onto that very point.",
+        lambda c: (
+            made(c, "guard") is not None
+            or (c.phase == "optimizer" and c.dtype in HALF and divides_by_zero(c))
+        ),
+        why_guard,
+        ("eps_for_dtype", "upcast"),
     ),
     Cause(
         "optimizer_arithmetic",
         "The update rule divides by zero",
         "The update divides by the root of a running mean of squares plus eps. A parameter "
         "that never had a gradient has 0 there, and with eps = 0 the update is 0/0.",
-        lambda c: c.phase == "optimizer" and c.dtype not in HALF,
-        _fixed(
+        lambda c: c.phase == "optimizer" and not overflows(c, *HALF, *WIDE),
+        fixed(
             "Gradients are finite; the update rule itself makes the value (its eps is too small)."
         ),
         ("optimizer_eps",),
@@ -205,9 +200,38 @@ CAUSES: tuple[Cause, ...] = (
         "still runs, with an incoming gradient of exactly 0, and 0 times an infinite "
         "derivative is NaN. The argument must be made safe before the function, not the "
         "result after it.",
-        lambda c: c.phase == "backward" and is_incoming_zero(c) and is_masked_afterwards(c),
-        _why_masked,
+        lambda c: c.phase == "backward" and not c.is_hook and is_masked(c),
+        why_masked,
         ("double_where",),
+    ),
+    Cause(
+        "underflow_to_zero",
+        "A positive number became exactly 0",
+        "A probability, a kernel or a product of many factors is positive on paper and too small "
+        "for the dtype: it becomes 0, and the logarithm or the division that follows has no "
+        "answer. Forms that stay in the logarithm never need the small number.",
+        lambda c: made(c, "underflow") is not None and (divides_by_zero(c) or is_at_pole(c)),
+        why_underflow,
+        ("stable_formulation", "safe_argument", "upcast"),
+    ),
+    Cause(
+        "cancellation",
+        "A difference that rounding made 0 or negative",
+        "1 - p for p near 1, E[x²] - E[x]²: the difference is positive in exact arithmetic, and "
+        "all the digits that say so were rounded away before the subtraction. What follows meets "
+        "a 0 or a negative number.",
+        lambda c: made(c, "difference") is not None and bool(c.inquiry.is_gone_in_fp64),
+        why_cancelled,
+        ("stable_formulation", "upcast", "clamp"),
+    ),
+    Cause(
+        "inf_minus_inf_or_zero_times_inf",
+        "An infinity meets 0 or another infinity",
+        "An infinity that was let stand, as a mask or as the log of 0, meets a 0 in a product "
+        "or another infinity in a difference.",
+        lambda c: is_infinity_turned(c) or is_kept_infinity(c),
+        fixed("An infinity that was let stand meets 0 or another infinity here, which is NaN."),
+        ("finite_constant",),
     ),
     Cause(
         "infinite_derivative_at_boundary",
@@ -215,8 +239,8 @@ CAUSES: tuple[Cause, ...] = (
         "The function is fine at the point, its slope is not: the square root at 0, the arc "
         "cosine at 1, a fractional power at 0. The gradient is infinite there, and becomes "
         "NaN at the next product with 0.",
-        lambda c: is_steep(c) and c.birth is not None and "inf" in c.birth.kind,
-        _why_steep,
+        lambda c: is_steep(c) and c.birth is not None and not c.is_hook,
+        why_steep,
         ("safe_argument", "clamp"),
     ),
     Cause(
@@ -224,16 +248,16 @@ CAUSES: tuple[Cause, ...] = (
         "The backward formula divides by zero",
         "The forward is finite, or hides it; the formula of the backward divides by a number "
         "that is exactly 0.",
-        lambda c: c.phase == "backward" and (divides_by_zero(c) or is_steep(c)),
-        lambda c: _why_zero(c) if divides_by_zero(c) else _why_steep(c),
+        lambda c: c.phase == "backward" and divides_by_zero(c),
+        why_zero,
         ("safe_denominator", "double_where"),
     ),
     Cause(
         "zero_denominator_forward",
         "Division by an exact zero",
         "A division, a reciprocal or a normalisation by exactly 0 in the forward.",
-        lambda c: c.phase == "forward" and divides_by_zero(c),
-        _why_zero,
+        lambda c: c.phase == "forward" and (divides_by_zero(c) or c.base in NORMALISATIONS),
+        lambda c: why_zero(c) if divides_by_zero(c) else why_normalised(c),
         ("safe_denominator",),
     ),
     Cause(
@@ -243,7 +267,7 @@ CAUSES: tuple[Cause, ...] = (
         "easily becomes infinite. In the forward the operation needs a wider dtype, in the "
         "backward a smaller loss scale may do.",
         lambda c: overflows(c, *HALF),
-        _why_low,
+        why_low,
         ("upcast", "smaller_loss_scale"),
     ),
     Cause(
@@ -252,7 +276,7 @@ CAUSES: tuple[Cause, ...] = (
         "exp of a number above 88.7 does not fit float32 (709.8: float64). Most formulas with "
         "exp have a form that never needs the large number: logsumexp, softplus, log_softmax.",
         lambda c: c.formula in EXPONENTIALS and overflows(c, "float32", "float64"),
-        _why_exp,
+        why_exp,
         ("stable_formulation", "clamp"),
     ),
     Cause(
@@ -260,7 +284,7 @@ CAUSES: tuple[Cause, ...] = (
         "The argument is a pole of the function",
         "The function is infinite at this very argument: log at 0, atanh at 1, lgamma at 0.",
         lambda c: c.phase == "forward" and is_at_pole(c),
-        _why_pole,
+        why_pole,
         ("safe_argument",),
     ),
     Cause(
@@ -275,24 +299,15 @@ CAUSES: tuple[Cause, ...] = (
             and "nan" in c.birth.kind
             and not c.birth.from_asked
         ),
-        _why_domain,
+        why_domain,
         ("clamp", "safe_argument"),
-    ),
-    Cause(
-        "inf_minus_inf_or_zero_times_inf",
-        "An infinity meets 0 or another infinity",
-        "An infinity that was let stand, as a mask or as the log of 0, meets a 0 in a product "
-        "or another infinity in a difference.",
-        lambda c: c.phase == "backward" if c.birth is None else c.birth.from_asked,
-        _fixed("An infinity that was let stand meets 0 or another infinity here, which is NaN."),
-        ("finite_constant",),
     ),
     Cause(
         "overflow_fp32",
         "The result does not fit the precision",
         "Repeated products, sums of squares or a recurrence grow until the dtype ends.",
-        lambda c: overflows(c, "float32", "float64", "complex64", "complex128"),
-        lambda c: f"Finite operands, and a result beyond the range of {c.dtype} in {_elements(c)}.",
+        lambda c: overflows(c, *WIDE),
+        why_beyond,
         ("rescale", "fp64"),
     ),
 )

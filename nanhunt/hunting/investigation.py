@@ -1,8 +1,7 @@
 """An investigation: what is known so far, replay by replay, and the report at its end."""
 
-import linecache
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 
 from nanhunt import analysis
 from nanhunt.errors import NanhuntError, UsageError
-from nanhunt.hunting import repairs
-from nanhunt.places import readable_frame, readable_path
+from nanhunt.hunting.detective import Detective, settle
 from nanhunt.recorder import Scope
 from nanhunt.records import (
     Ablation,
@@ -70,54 +68,11 @@ class Investigation:
                 f"two native replays differ (loss {self.native.run.loss:.9g} and "
                 f"{again.run.loss:.9g}): what follows may not come again"
             )
-        self._find_culprits()
-
-    # -- who it was ----------------------------------------------------------------------------
-
-    def _find_culprits(self) -> None:
-        """Name the culprits: of several suspects, those whose repair at birth cures the step."""
-        trace = self.trace
-        suspects = analysis.find_suspects(trace, samples=count_samples(self.batch))
-        can_repair = self.deterministic is not False and repairs.is_replayable(suspects, trace)
-        if not can_repair or not suspects or not suspects[0].events:
-            self._name(suspects[:1])
-            return
-        decision = repairs.decide(suspects, self._is_cured_by)
-        if decision.note:
-            self.notes.append(decision.note)
-        self._name([*decision.culprits, *self._hidden_behind(decision.culprits)])
-
-    def _repaired(self, suspects: Collection[analysis.Suspect]) -> Trace:
-        self.progress("repaired at birth")
-        scope = Scope(repair=repairs.indices(suspects, self.trace))
-        return replay(self.subject, self.batch, NATIVE, scope=scope).trace or Trace((), ())
-
-    def _is_cured_by(self, suspects: Collection[analysis.Suspect]) -> bool:
-        return analysis.is_cured(self.trace, self._repaired(suspects))
-
-    def _hidden_behind(self, culprits: Sequence[analysis.Suspect]) -> Sequence[analysis.Suspect]:
-        """A fault of a later phase, which the sinks of an earlier one had hidden."""
-        if culprits[0].finding.phase == "optimizer":
-            return ()
-        repaired = self._repaired(culprits)
-        if not analysis.is_cured(self.trace, repaired):
-            return ()
-        lines = {(c.finding.file, c.finding.line) for c in culprits}
-        behind = analysis.find_suspects(repaired, samples=count_samples(self.batch))
-        # The slope of the very op that was repaired is no second fault, nor is what follows from an
-        # infinity that was let stand.
-        return [
-            s
-            for s in behind
-            if (s.finding.file, s.finding.line) not in lines
-            and all(e.birth is not None and not e.parents for e in s.events)
-        ][:1]
-
-    def _name(self, suspects: Iterable[analysis.Suspect]) -> None:
-        run = self._native.run
-        self.culprits = tuple(_settle(suspect.finding, run) for suspect in suspects)
-
-    # -- replays, and their batch --------------------------------------------------------------
+        detective = Detective(
+            self.subject, self.batch, self.native, self.deterministic, self.pace, self.progress
+        )
+        self.culprits = detective.findings()
+        self.notes.extend(detective.notes)
 
     def _make_batch(self) -> None:
         self.progress("batch")
@@ -146,7 +101,7 @@ class Investigation:
         samples = count_samples(self.batch)
         found = analysis.find_culprits(done.trace, samples=samples) if done.trace else ()
         if found:
-            first = _settle(found[0], done.run)
+            first = settle(found[0], done.run)
             line = f"{first.file}:{first.line}" if first.file else None
             done = replace(
                 done,
@@ -406,20 +361,4 @@ def _versions() -> tuple[tuple[str, str], ...]:
         ("nanhunt", own),
         ("torch", torch.__version__),
         ("python", platform.python_version()),
-    )
-
-
-def _settle(finding: Finding, run: Run) -> Finding:
-    """Give a finding its source line, readable paths and the size of each poisoned group."""
-    sizes: Mapping[str, int] = {g.name: g.parameters - g.without_gradient for g in run.groups}
-    source = linecache.getline(finding.file or "", finding.line or 0).strip()
-    return replace(
-        finding,
-        source=source or None,
-        file=readable_path(finding.file) if finding.file else None,
-        path=tuple(
-            replace(step, frame=readable_frame(step.frame)) if step.frame else step
-            for step in finding.path
-        ),
-        poisoned=tuple((name, n, sizes.get(name, n)) for name, n, _ in finding.poisoned),
     )

@@ -56,17 +56,22 @@ def decide(suspects: Sequence[Suspect], is_cured: Cured) -> Decision:
     )
 
 
+def first_of_step(trace: Trace) -> int:
+    """Index of the first event of the step that is replayed, the last one of a trace."""
+    last = trace.events[-1].step if trace.events else 0
+    return next((event.index for event in trace.events if event.step == last), 0)
+
+
 def indices(suspects: Collection[Suspect], trace: Trace) -> frozenset[int]:
     """The events of some suspects, counted from the first of the step that is replayed."""
-    last = trace.events[-1].step if trace.events else 0
-    start = next((event.index for event in trace.events if event.step == last), 0)
+    start = first_of_step(trace)
     return frozenset(e.index - start for suspect in suspects for e in suspect.events)
 
 
 def is_replayable(suspects: Collection[Suspect], trace: Trace) -> bool:
     """Whether all of their births lie in the step that is replayed."""
-    last = trace.events[-1].step if trace.events else 0
-    return all(event.step == last for suspect in suspects for event in suspect.events)
+    start = first_of_step(trace)
+    return all(event.index >= start for suspect in suspects for event in suspect.events)
 
 
 def _count(number: int, what: str) -> str:

@@ -2,11 +2,23 @@
 
 `mode` is the dispatch mode and its hot path, `schema` what an op's schema says, `frames` the line
 of the user's code, `flow` where non-finite values come from and go to, `evidence` what is read at
-the moment one is born, `regions` which views of one storage overlap. Nothing here judges: what a
-birth means is decided in `analysis`.
+the moment one is born, `regions` which views of one storage overlap.
+`kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from.
+`oblivion` lets go of what a block of many steps has left behind.
+Nothing here judges: what a birth means is decided in `analysis`.
 """
 
+from nanhunt.recorder.ancestry import inquire
 from nanhunt.recorder.flow import storage_key
+from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder, Scope, compiled_code_run_eagerly, unrecorded
 
-__all__ = ["Recorder", "Scope", "compiled_code_run_eagerly", "storage_key", "unrecorded"]
+__all__ = [
+    "Kept",
+    "Recorder",
+    "Scope",
+    "compiled_code_run_eagerly",
+    "inquire",
+    "storage_key",
+    "unrecorded",
+]

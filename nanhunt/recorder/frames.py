@@ -24,8 +24,13 @@ _BACKWARD_CODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__cod
 
 _TORCH_DIR = str(Path(torch.__file__).parent) + os.sep
 _OWN_DIR = str(Path(__file__).parents[1]) + os.sep
-# Modes stand between an op and the user's code; every other room of ours is where a step began.
-_MODE_PLACES = (_OWN_DIR + "recorder" + os.sep, _OWN_DIR + "interventions")
+# Modes and what is wrapped around torch's functions stand between an op and the user's code; every
+# other room of ours is where a step began.
+_MODE_PLACES = (
+    _OWN_DIR + "recorder" + os.sep,
+    _OWN_DIR + "interventions",
+    _OWN_DIR + "guarding" + os.sep,
+)
 _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib", "platlib")})
 

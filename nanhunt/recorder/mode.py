@@ -21,6 +21,7 @@ from nanhunt import measurement
 from nanhunt.recorder.flow import Flow, repair
 from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
 from nanhunt.recorder.kept import Kept
+from nanhunt.recorder.oblivion import let_go
 from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info
 from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
 from nanhunt.structure import named_tensors
@@ -101,6 +102,10 @@ class Recorder(TorchDispatchMode):
         self._scope = scope
         self.kept = Kept(scope.keep) if scope.keep else None
         self._handles: list[Any] = []
+        # Called at once: with the index of an event that is a birth; with a module that was called
+        # from outside of any other.
+        self.on_birth: Callable[[int], None] | None = None
+        self.on_root: Callable[[nn.Module], None] | None = None
 
     @property
     def state(self) -> tuple[Sink, ...]:
@@ -118,6 +123,23 @@ class Recorder(TorchDispatchMode):
     def events(self) -> tuple[OpEvent, ...]:
         """Make the records of everything seen so far."""
         return tuple(_event(index, raw) for index, raw in enumerate(self._raw))
+
+    def event(self, index: int) -> OpEvent:
+        """Make the record of one event."""
+        return _event(index, self._raw[index])
+
+    @property
+    def position(self) -> int:
+        """Number of events that are held."""
+        return len(self._raw)
+
+    def name_modules(self, names: Mapping[int, str]) -> None:
+        """Give modules, by their `id`, a path under which their ops are recorded."""
+        self._names.update(names)
+
+    def let_go(self, before: int) -> None:
+        """Forget the first events, save those behind non-finite values that are still in use."""
+        let_go(self._flow, self._raw, before)
 
     def next_step(self, step: int) -> None:
         """Go on with another training step, and keep of those before what it may depend on."""
@@ -153,6 +175,8 @@ class Recorder(TorchDispatchMode):
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
         # A module from outside the model, a loss say, has no path: what it calls stays where it is.
         outer = self._modules[-1] if self._modules else ""
+        if self.on_root is not None and not self._modules:
+            self.on_root(module)
         self._modules.append(self._names.get(id(module), outer))
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
@@ -244,6 +268,8 @@ class Recorder(TorchDispatchMode):
                 met,
             )
         )
+        if met is not None and met.birth is not None and self.on_birth is not None:
+            self.on_birth(len(self._raw) - 1)
         return returned
 
     def _enter_node(self, node: Any) -> None:

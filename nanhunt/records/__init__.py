@@ -10,14 +10,14 @@ from nanhunt.records.concluded import (
     Ablation, Answer, Finding, Group, ModuleFacts, Report, Run, Sample, Step, Verdict,
 )
 from nanhunt.records.measured import (
-    Birth, Frame, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind, Spectrum, TensorFacts,
-    Term, Trace,
+    Ancestor, Birth, Frame, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
+    Spectrum, TensorFacts, Term, Trace,
 )
 # isort: on
 
 __all__ = [
-    "Ablation", "Answer", "Birth", "Finding", "Frame", "Group", "ModuleFacts", "OpEvent", "Operand",
-    "Pace", "Passage", "Phase", "Report", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step",
-    "TensorFacts", "Term", "Trace", "Verdict",
+    "Ablation", "Ancestor", "Answer", "Birth", "Finding", "Frame", "Group", "Inquiry",
+    "ModuleFacts", "OpEvent", "Operand", "Pace", "Passage", "Phase", "Report", "Run", "Sample",
+    "Sink", "SinkKind", "Spectrum", "Step", "TensorFacts", "Term", "Trace", "Verdict",
 ]
 # fmt: on

@@ -113,6 +113,46 @@ class Birth:
 
 
 @dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One op on the way on which a number came to be; an empty `op` where the step was given it.
+
+    `value` is its output at one element and `operands` what it was given there, by role; `scalars`
+    are the plain numbers among its arguments and `event` is its index in the trace.
+    """
+
+    op: str
+    value: float
+    dtype: str
+    operands: tuple[tuple[str, float], ...] = ()
+    scalars: tuple[tuple[str, float], ...] = ()
+    event: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What a replay that kept its tensors told about one offending element of a culprit.
+
+    `lineage` leads from each operand, by role, to the op that made its value, the nearest first.
+    `result` is what the forward op behind a backward culprit had returned there and `removed_by`
+    the op that took it out of the forward again. `is_gone_in_fp64` is whether a replay in FP64 was
+    finite, `growth` by how much the largest parameter had grown since the first step (None: not
+    asked), and `inner` the op inside of a fused kernel.
+    """
+
+    lineage: tuple[tuple[str, tuple[Ancestor, ...]], ...] = ()
+    result: float | None = None
+    removed_by: str | None = None
+    is_gone_in_fp64: bool | None = None
+    growth: float | None = None
+    inner: str | None = None
+
+    def chain(self, *roles: str) -> tuple[Ancestor, ...]:
+        """The lineage of the first of these operands that has one."""
+        known = dict(self.lineage)
+        return next((known[role] for role in roles if role in known), ())
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One line of the user's code."""
 
@@ -172,7 +212,8 @@ class Sink:
     """A tensor at which a non-finite value matters, or one that the step started from.
 
     `last` are the events that left its non-finite elements there, as in `OpEvent.sources`;
-    `order` is that of the stations of the step at which it was read.
+    `order` is that of the stations of the step at which it was read, and `is_unwritten` whether
+    its values look like memory that was never written to.
     """
 
     kind: SinkKind
@@ -182,6 +223,7 @@ class Sink:
     last: tuple[int, ...] = ()
     where: tuple[int, ...] = ()
     order: int = 0
+    is_unwritten: bool = False
 
     @property
     def is_finite(self) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,9 +47,39 @@ def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
         *(("optimizer", name, tensor) for name, tensor in _optimizer_tensors(subject)),
     ]
     with unrecorded():
-        for kind, name, tensor in kinds:
-            if not is_finite(tensor):
-                recorder.note_state(read_sink(kind, name, tensor, None), tensor)
+        found = [entry for entry in kinds if not is_finite(entry[2])]
+        suspicious = _unwritten(
+            subject.model, [name for kind, name, _ in found if kind == "parameter"]
+        )
+        for kind, name, tensor in found:
+            is_unwritten = kind == "parameter" and name in suspicious
+            sink = replace(read_sink(kind, name, tensor, None), is_unwritten=is_unwritten)
+            recorder.note_state(sink, tensor)
+
+
+# Numbers of one tensor that lie so many orders of magnitude apart were not made by any initialiser.
+_SPREAD = 1e30
+
+
+def _unwritten(model: nn.Module, nonfinite: list[str]) -> list[str]:
+    """Which parameters look like memory that was never written to.
+
+    All of one is NaN, as torch itself fills such memory on request, or its numbers lie as far
+    apart as random bits do. Where most parameters are so, an earlier step has spoiled them.
+    """
+    parameters = dict(model.named_parameters())
+    looks = [name for name in nonfinite if _looks_unwritten(parameters[name].detach())]
+    return looks if 2 * len(looks) <= len(parameters) else []
+
+
+def _looks_unwritten(tensor: Tensor) -> bool:
+    values = measurement.dense(tensor)
+    if not values.is_floating_point():
+        return False
+    if bool(torch.isnan(values).all()):
+        return True
+    sizes = values[torch.isfinite(values) & (values != 0)].abs().double()
+    return bool(sizes.numel() and sizes.max() / sizes.min() > _SPREAD)
 
 
 def measure_batch(batch: Any) -> tuple[tuple[str, TensorFacts], ...]:

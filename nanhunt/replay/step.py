@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Recorder, Scope
+from nanhunt.recorder import Kept, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
@@ -30,7 +30,8 @@ class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
-    `weights` are those that the live objective held while the step ran.
+    `weights` are those that the live objective held while the step ran, and `kept` the tensors of
+    a replay that was to keep them.
     """
 
     variant: Variant
@@ -38,6 +39,7 @@ class Replay:
     trace: Trace | None = None
     fingerprint: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 def replay(
@@ -125,7 +127,8 @@ class _Attempt:
                 with recorder.recording(subject.model) if recorder else contextlib.nullcontext():
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
-                return Replay(variant, run, trace, drive.digest, drive.weights)
+                kept = recorder.kept if recorder else None
+                return Replay(variant, run, trace, drive.digest, drive.weights, kept)
         except NanhuntError:
             raise
         except (Exception, SystemExit) as error:

@@ -1,0 +1,78 @@
+"""How a number came to be 0, 1 or negative, read off the chain of ops that made it."""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Literal
+
+from nanhunt.causes.circumstance import Circumstance, base_name
+from nanhunt.records import Ancestor, Inquiry
+
+Making = Literal["guard", "difference", "underflow", "given", "exact"]
+
+_DIFFERENCES = ("sub", "rsub", "add")
+_CLAMPS = ("clamp", "clamp_min", "clamp_max")
+# What returns 0 on purpose, of numbers that are not 0.
+_EXACT = (
+    "sign", "floor", "round", "trunc", "ceil", "relu", "threshold", "clamp", "clamp_min",
+    "clamp_max", "remainder", "fmod", "frac", "sub", "rsub", "add", "argmax", "eq", "ne", "where",
+)  # fmt: skip
+# A threshold at which a program sets small numbers to 0 by hand.
+_TINY = 1e-6
+
+
+def lost_guard(chain: Sequence[Ancestor]) -> Ancestor | None:
+    """The op whose guard (an eps that it adds, a bound that it keeps) rounding took away."""
+    for ancestor in chain:
+        base, scalars = base_name(ancestor.op), dict(ancestor.scalars)
+        unchanged = (0.0, dict(ancestor.operands).get("self"))
+        if base == "add" and scalars.get("other") and ancestor.value in unchanged:
+            return ancestor
+        low, high = scalars.get("min", -inf), scalars.get("max", inf)
+        if base in _CLAMPS and not low <= ancestor.value <= high:
+            return ancestor
+    return None
+
+
+def making(chain: Sequence[Ancestor]) -> Making:
+    """How the number at the near end of a chain was made at its far end."""
+    if lost_guard(chain) is not None:
+        return "guard"
+    if not chain:
+        return "exact"
+    maker = chain[-1]
+    if not maker.op:
+        return "given"
+    base = base_name(maker.op)
+    numbers = [number for _, number in maker.operands]
+    if base in _DIFFERENCES:
+        terms = [*numbers, *(v for n, v in maker.scalars if n == "other")]
+        return "difference" if any(terms) else "exact"
+    if base == "where" and maker.value == 0 and any(0 < abs(n) < _TINY for n in numbers):
+        return "underflow"
+    is_underflow = maker.value == 0 and base not in _EXACT and numbers
+    return "underflow" if is_underflow and all(n != 0 and n - n == 0 for n in numbers) else "exact"
+
+
+def made(c: Circumstance, kind: Making) -> Ancestor | None:
+    """The op that made a critical operand of a culprit in this way, if one did."""
+    for role, chain in c.inquiry.lineage:
+        if chain and making(chain) == kind and is_critical(chain[0].value, role, c):
+            return lost_guard(chain) if kind == "guard" else chain[-1]
+    return None
+
+
+def is_critical(value: float, role: str, c: Circumstance) -> bool:
+    """Whether an op can fail at such an operand: a 0, a ±1, or a negative one."""
+    if c.phase == "forward" and c.formula in ("div", "addcdiv") and role in ("self", "input"):
+        return False  # the dividend
+    if value in (0.0, 1.0, -1.0):
+        return True
+    return value < 0 and c.phase == "forward" and c.base in _NEEDS_POSITIVE
+
+
+_NEEDS_POSITIVE = ("log", "log2", "log10", "sqrt", "rsqrt", "pow", "log1p", "acosh")
+
+
+def is_difference(inquiry: Inquiry) -> bool:
+    """Whether some operand was made by a difference, so that FP64 is worth a replay."""
+    return any(making(chain) == "difference" for _, chain in inquiry.lineage if chain)

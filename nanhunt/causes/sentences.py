@@ -1,0 +1,201 @@
+"""The sentences of the table: why it happened, with the numbers of the case filled in."""
+
+from collections.abc import Callable
+
+from nanhunt.causes.circumstance import (
+    DOMAINS,
+    LARGEST,
+    STEEP,
+    Circumstance,
+    base_name,
+    divides_by_zero,
+    divisor_of,
+    matrices_or_samples,
+)
+from nanhunt.causes.lineage import made
+from nanhunt.records import Ancestor, Operand
+
+
+def quote(operand: Operand | None) -> str:
+    """The values of an operand at the offending elements, in brackets."""
+    if operand is None or not operand.at:
+        return ""
+    values = dict.fromkeys(f"{value:.4g}" for value in operand.at)
+    return f" ({', '.join(values)})"
+
+
+def elements(c: Circumstance) -> str:
+    """How many elements were born."""
+    count = c.birth.count if c.birth else 0
+    return f"{count} element{'' if count == 1 else 's'}"
+
+
+def verb(c: Circumstance, stem: str) -> str:
+    """A verb that agrees with the number of elements."""
+    return f"{stem}s" if c.birth and c.birth.count == 1 else stem
+
+
+def why_degenerate(c: Circumstance) -> str:
+    """Ties among eigenvalues or singular values, or a singular R."""
+    spectrum = c.birth.spectrum if c.birth else None
+    what = "singular vectors" if "Svd" in (c.node or "") else "eigenvectors"
+    values = "singular values" if "Svd" in (c.node or "") else "eigenvalues"
+    if "Qr" in (c.node or ""):
+        return (
+            "The backward of QR solves with R, and R is singular: a column is zero or depends on "
+            "the others."
+        )
+    if spectrum is None or not spectrum.tied:
+        return (
+            f"The loss uses {what}, and their backward divides by the differences of the {values}."
+        )
+    unit = matrices_or_samples(spectrum, c.samples)
+    return (
+        f"The loss uses {what}, and their backward divides by the differences of the {values}; in "
+        f"{spectrum.tied} of {spectrum.matrices} {unit} two or more that the call returned are "
+        f"bit-identical, so it computes 0/0."
+    )
+
+
+def why_domain(c: Circumstance) -> str:
+    """An argument outside the domain."""
+    argument = c.operand("self")
+    return (
+        f"{c.base} is real only for {DOMAINS[c.base]}; {elements(c)} of its argument "
+        f"{verb(c, 'lie')} outside{quote(argument)}."
+    )
+
+
+def why_pole(c: Circumstance) -> str:
+    """An argument at a pole."""
+    return f"{c.base} is infinite at its argument{quote(c.operand('self'))} in {elements(c)}."
+
+
+def why_zero(c: Circumstance) -> str:
+    """A division by exactly 0."""
+    divisor = divisor_of(c)
+    zeros = divisor.at_zero if divisor else 0
+    kind = "0/0" if c.birth and c.birth.kind == "nan" else "a finite number by 0"
+    where = "the formula of its backward divides" if c.phase == "backward" else "it divides"
+    return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
+
+
+def why_steep(c: Circumstance) -> str:
+    """An infinite slope."""
+    return (
+        f"The derivative of {c.base} is infinite at {STEEP[c.base]}, and {elements(c)} of its "
+        f"argument {verb(c, 'stand')} exactly there."
+    )
+
+
+def why_masked(c: Circumstance) -> str:
+    """A branch that only the forward leaves out."""
+    return (
+        f"The branch is masked out afterwards, so the gradient that arrives at {elements(c)} is "
+        f"exactly 0; the derivative of {c.base} is not finite there, and 0 times that is NaN."
+    )
+
+
+def why_low(c: Circumstance) -> str:
+    """A result beyond a half precision."""
+    limit = LARGEST[c.dtype]
+    return (
+        f"The result does not fit {c.dtype}, whose largest number is {limit:g}; it became infinite "
+        f"in {elements(c)}."
+    )
+
+
+def why_exp(c: Circumstance) -> str:
+    """An exponential beyond the dtype."""
+    argument = c.operand("self")
+    return f"{c.base} of{quote(argument) or ' a large number'} does not fit {c.dtype}."
+
+
+def why_row(c: Circumstance) -> str:
+    """A row without any entry."""
+    return (
+        f"Every entry of a row is -inf, as a mask has it, and {c.base} of such a row is "
+        f"NaN ({elements(c)})."
+    )
+
+
+def fixed(sentence: str) -> Callable[[Circumstance], str]:
+    """A sentence without numbers."""
+    return lambda _: sentence
+
+
+# -- how a critical operand came to be -------------------------------------------------------------
+
+
+def _maker(ancestor: Ancestor | None) -> str:
+    return base_name(ancestor.op) if ancestor else "an op"
+
+
+def why_guard(c: Circumstance) -> str:
+    """The eps or the bound did not survive the dtype."""
+    lost = made(c, "guard")
+    if lost is None:
+        return f"The eps that guards the division is not representable in {c.dtype}."
+    guards = [f"{n} = {v:g}" for n, v in lost.scalars if v]
+    return (
+        f"The guard is lost to rounding: {_maker(lost)} with {', '.join(guards)} returned "
+        f"{lost.value:g}, since {lost.dtype} has no such number there; {c.base} then meets exactly "
+        f"that value."
+    )
+
+
+def why_underflow(c: Circumstance) -> str:
+    """A positive number became 0."""
+    maker = made(c, "underflow")
+    given = [f"{v:.4g}" for _, v in maker.operands] if maker else []
+    what = "divides by it" if divides_by_zero(c) else f"takes its {c.base}"
+    return (
+        f"{_maker(maker)} of {', '.join(given) or 'positive numbers'} is too small for "
+        f"{maker.dtype if maker else c.dtype} and became exactly 0; the program then {what} "
+        f"({elements(c)})."
+    )
+
+
+def why_cancelled(c: Circumstance) -> str:
+    """A difference lost all its digits."""
+    maker = made(c, "difference")
+    given = [f"{v:.9g}" for _, v in (*maker.operands, *maker.scalars)] if maker else []
+    return (
+        f"{_maker(maker)} of {' and '.join(given) or 'nearly equal numbers'} left "
+        f"{maker.value if maker else 0:.4g}: the digits in which they differ were rounded away. In "
+        f"FP64 the step is finite (replayed)."
+    )
+
+
+def why_growth(c: Circumstance) -> str:
+    """The parameters ran away."""
+    return (
+        f"The parameters grew {c.inquiry.growth:.3g} times since the first step, until {c.base} "
+        f"left the range of {c.dtype}; it shows late, and the learning rate was too large from the "
+        f"start."
+    )
+
+
+def why_empty(c: Circumstance) -> str:
+    """Too few elements."""
+    of = c.operand("self", "input")
+    if c.base.startswith("nll_loss"):
+        return "Every target is ignored, so the mean is over no element at all: 0/0."
+    if c.base == "div":
+        return "A sum is divided by a count that is 0."
+    shape = list(of.facts.shape) if of else "[]"
+    return f"{c.base} over {shape} has too few elements in {elements(c)} of its result: 0/0."
+
+
+def why_normalised(c: Circumstance) -> str:
+    """A normalisation of a constant without an eps."""
+    eps = dict(c.birth.scalars).get("eps", 0.0) if c.birth else 0.0
+    return (
+        f"{c.base} divides by the spread, which is 0 here, and eps = {eps:g} does not prevent it."
+    )
+
+
+def why_beyond(c: Circumstance) -> str:
+    """A result beyond the dtype."""
+    inside = f" (inside it, {base_name(c.inquiry.inner)})" if c.inquiry.inner else ""
+    return f"Finite operands, and a result beyond the range of {c.dtype} in {elements(c)}{inside}."
