@@ -4,21 +4,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanhunt.errors import NanhuntError
+    from nanhunt.errors import NanhuntError, NonFiniteError
+    from nanhunt.guarding import detect
     from nanhunt.hunting import hunt
     from nanhunt.records import Finding, Report
     from nanhunt.store import load
     from nanhunt.subject import Subject
     from nanhunt.variants import Variant
 
-__all__ = ["Finding", "NanhuntError", "Report", "Subject", "Variant", "hunt", "load"]
+__all__ = [
+    "Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect", "hunt",
+    "load",
+]  # fmt: skip
 
 _HOMES = {
     "Finding": "nanhunt.records",
     "NanhuntError": "nanhunt.errors",
+    "NonFiniteError": "nanhunt.errors",
     "Report": "nanhunt.records",
     "Subject": "nanhunt.subject",
     "Variant": "nanhunt.variants",
+    "detect": "nanhunt.guarding",
     "hunt": "nanhunt.hunting",
     "load": "nanhunt.store",
 }

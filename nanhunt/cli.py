@@ -150,22 +150,30 @@ def subjects() -> None:
 
 
 @app.command()
-def explain(cause: Annotated[str, typer.Argument(help="Slug of a cause.")]) -> None:
-    """Say what a cause of a report means; torch is not needed."""
+def explain(
+    name: Annotated[str, typer.Argument(help="Slug of a cause, or an op such as log or div.")],
+) -> None:
+    """Say what a cause of a report means, or what an op is known for; torch is not needed."""
     import difflib
 
-    from nanhunt.causes import CAUSES
+    from nanhunt.causes import CAUSES, causes_of
 
     rows = {row.slug: row for row in CAUSES}
-    if cause not in rows:
-        near = difflib.get_close_matches(cause, rows, 1)
+    found = (rows[name],) if name in rows else causes_of(name)
+    if not found:
+        near = difflib.get_close_matches(name, rows, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"no cause is called {cause!r}; {hint}known: {', '.join(rows)}")
-    row = rows[cause]
-    typer.echo(f"{row.slug}: {row.title}")
-    typer.echo(row.about)
-    if row.recipes:
-        typer.echo(f"worth trying: {', '.join(row.recipes)}")
+        raise UsageError(
+            f"no cause is called {name!r}, and no op of that name is known for one; {hint}"
+            f"known: {', '.join(rows)}"
+        )
+    for row in found:
+        typer.echo(f"{row.slug}: {row.title}")
+        typer.echo(row.about)
+        if row.recipes:
+            typer.echo(f"worth trying: {', '.join(row.recipes)}")
+        if row is not found[-1]:
+            typer.echo()
 
 
 def _names(values: list[str] | None) -> list[str]:

@@ -8,10 +8,11 @@ command line prints that sentence and exits with code 2; nothing else is ever ca
     NanhuntError              something that nanhunt refuses, in one sentence
     ├── UsageError            a word of the command line or an argument that means nothing
     ├── SubjectError          the subject cannot be found, built or run
-    └── StoreError            a saved report cannot be read or written
+    ├── StoreError            a saved report cannot be read or written
+    └── NonFiniteError        what `nanhunt.detect` raises; its message is a short report
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class NanhuntError(Exception):
@@ -36,3 +37,13 @@ class StoreError(NanhuntError):
     """A saved report cannot be read, or a report cannot be saved."""
 
     slug = "store"
+
+
+class NonFiniteError(NanhuntError):
+    """A non-finite value matters; the message is the short report, `report` the whole one."""
+
+    slug = "nonfinite"
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

@@ -1,10 +1,11 @@
 """From places on this machine to places that a reader knows."""
 
+import linecache
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nanhunt.records import Frame
+from nanhunt.records import Finding, Frame
 
 
 def readable_path(file: str) -> str:
@@ -24,3 +25,17 @@ def readable_path(file: str) -> str:
 def readable_frame(frame: Frame) -> Frame:
     """The same line with a readable path."""
     return replace(frame, file=readable_path(frame.file))
+
+
+def told_finding(finding: Finding) -> Finding:
+    """The same finding with its source line and with readable paths."""
+    source = linecache.getline(finding.file or "", finding.line or 0).strip()
+    return replace(
+        finding,
+        source=source or None,
+        file=readable_path(finding.file) if finding.file else None,
+        path=tuple(
+            replace(step, frame=readable_frame(step.frame)) if step.frame else step
+            for step in finding.path
+        ),
+    )

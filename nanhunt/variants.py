@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nanhunt.errors import UsageError
 from nanhunt.interventions import HalfEmulation, PrecisionRewriting, dtype_under
-from nanhunt.recorder import compiled_code_run_eagerly
+from nanhunt.recorder import carried_into_threads, compiled_code_run_eagerly
 from nanhunt.structure import map_tensors
 from nanhunt.subject import Subject
 
@@ -88,7 +88,8 @@ def beneath(*, record: bool = False) -> Iterator[Execution]:
     """
     execution = Execution(HalfEmulation())
     # Always there: FP16 may come from the variant or from the subject's own autocast.
-    with compiled_code_run_eagerly(), contextlib.nullcontext() if record else execution.half:
+    half = contextlib.nullcontext() if record else execution.half
+    with compiled_code_run_eagerly(), carried_into_threads(), half:
         yield execution
 
 

@@ -29,8 +29,10 @@ class Origins:
     """Looks the forward op up that made an autograd node."""
 
     trace: Trace
-    by_number: dict[int, OpEvent] = field(default_factory=dict)
-    numbers: list[int] = field(default_factory=list)
+    # Each thread counts on its own: the makers of a number in order of time, and by thread all
+    # numbers in order.
+    by_number: dict[int, list[OpEvent]] = field(default_factory=dict)
+    numbers: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for event in self.trace.events:
@@ -38,20 +40,42 @@ class Origins:
             # earliest counts. In a backward only recomputed ops and the formulas of a backward
             # that is itself differentiated make nodes.
             if event.made is not None:
-                self.by_number.setdefault(event.made, event)
-        self.numbers = sorted(self.by_number)
+                makers = self.by_number.setdefault(event.made, [])
+                if all(maker.thread != event.thread for maker in makers):
+                    makers.append(event)
+                    self.numbers.setdefault(event.thread, []).append(event.made)
+        for numbers in self.numbers.values():
+            numbers.sort()
 
     def of(self, event: OpEvent) -> OpEvent:
         """The forward op behind a backward event, or the event itself."""
         if event.number is None or event.phase == "forward":
             return event
-        if event.number in self.by_number:
-            origin = self.by_number[event.number]
+        origin = self._maker(event, event.number)
+        if origin is not None:
             is_inner = origin.frame is None and (origin.number or 0) < event.number
             return self.of(origin) if is_inner else origin
         # An in-place op on a view runs under a number that no forward event has.
-        earlier = bisect.bisect_left(self.numbers, event.number)
-        return self.by_number[self.numbers[earlier - 1]] if earlier else event
+        thread = event.made_in or 0
+        numbers = self.numbers.get(thread, [])
+        earlier = bisect.bisect_left(numbers, event.number)
+        makers = self.by_number[numbers[earlier - 1]] if earlier else ()
+        return next((maker for maker in makers if maker.thread == thread), event)
+
+    def _maker(self, event: OpEvent, number: int) -> OpEvent | None:
+        """The op that made the node; where its thread is unknown, one whose name fits, or main."""
+        makers = self.by_number.get(number, [])
+        if event.made_in is not None:
+            return next((maker for maker in makers if maker.thread == event.made_in), None)
+        makers = [m for m in makers if m.thread == 0 or _fit(m.op, event.node)]
+        return max(makers, key=lambda m: (_fit(m.op, event.node), m.thread == 0), default=None)
+
+
+def _fit(op: str, node: str | None) -> int:
+    """How well the name of a node says that an op made it: 2 exactly, 1 perhaps, 0 not at all."""
+    plain = op.removeprefix("aten::").replace("_", "").lower()
+    name = (node or "").rpartition("Backward")[0].lower()
+    return 2 if name == plain else int(bool(name) and plain.startswith(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +175,7 @@ def _op_finding(
     phase = _phase(walk, event)
     way = way_to_sink(trace, walk, event)
     circumstance = Circumstance(
-        phase=phase,
+        phase=event.phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,

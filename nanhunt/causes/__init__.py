@@ -5,6 +5,7 @@ cause and the operands speak for themselves. A row sees only a `Circumstance`: w
 `docs/causes.md` has one section for each slug.
 """
 
+from nanhunt.causes.by_op import causes_of
 from nanhunt.causes.circumstance import Circumstance, base_name, matrices_or_samples
 from nanhunt.causes.lineage import is_difference
 from nanhunt.causes.table import CAUSES, Cause
@@ -14,6 +15,7 @@ __all__ = [
     "Cause",
     "Circumstance",
     "base_name",
+    "causes_of",
     "is_difference",
     "known_cause",
     "matrices_or_samples",

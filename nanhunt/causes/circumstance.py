@@ -59,7 +59,7 @@ def matrices_or_samples(spectrum: Spectrum, samples: int | None) -> str:
     return "samples" if spectrum.matrices == samples else "matrices"
 
 
-_AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
+AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
 NORMALISATIONS = (
     "native_batch_norm", "native_layer_norm", "native_group_norm", "cudnn_batch_norm",
     "native_batch_norm_legit", "native_batch_norm_legit_no_training", "fused_rms_norm",
@@ -82,9 +82,9 @@ DOMAINS = {
     "lgamma": "x not 0, -1, -2, …", "digamma": "x not 0, -1, -2, …", "logit": "0 < x < 1",
 }  # fmt: skip
 _LOGS = ("log", "log2", "log10", "xlogy")
-_POLES = (*_LOGS, "log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "xlog1py")
+POLES = (*_LOGS, "log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "xlog1py")
 EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh", "softplus")
-_DIVISIONS = (
+DIVISIONS = (
     "div",
     "reciprocal",
     "remainder",
@@ -122,7 +122,7 @@ def divisor_of(c: Circumstance) -> Operand | None:
 def divides_by_zero(c: Circumstance) -> bool:
     """Whether the op divides by exactly 0 at an offending element."""
     divisor = divisor_of(c)
-    return c.formula in _DIVISIONS and divisor is not None and bool(divisor.at_zero)
+    return c.formula in DIVISIONS and divisor is not None and bool(divisor.at_zero)
 
 
 def is_incoming_zero(c: Circumstance) -> bool:
@@ -156,7 +156,7 @@ def is_empty_reduction(c: Circumstance) -> bool:
     if c.base == "div":
         return dict(c.birth.scalars).get("other") == 0 and _is_sum(c)
     of = c.operand("self", "input")
-    if c.base not in _AVERAGES or of is None or not of.facts.is_finite:
+    if c.base not in AVERAGES or of is None or not of.facts.is_finite:
         return False
     count = of.facts.numel / max(c.output.numel, 1)
     least = (
@@ -166,8 +166,15 @@ def is_empty_reduction(c: Circumstance) -> bool:
 
 
 def _is_sum(c: Circumstance) -> bool:
+    """Whether the dividend is a sum, as far as is known."""
     chain = c.inquiry.chain("self")
-    return bool(chain) and base_name(chain[0].op) in ("sum", "nansum", "count_nonzero")
+    return not chain or base_name(chain[0].op) in ("sum", "nansum", "count_nonzero")
+
+
+def is_unguarded(c: Circumstance) -> bool:
+    """Whether a normalisation divides by a spread that no eps guards."""
+    scalars = dict(c.birth.scalars) if c.birth else {}
+    return c.base in NORMALISATIONS and scalars.get("eps", 0.0) == 0
 
 
 def is_steep(c: Circumstance) -> bool:
@@ -176,7 +183,12 @@ def is_steep(c: Circumstance) -> bool:
 
 
 def overflows(c: Circumstance, *dtypes: str) -> bool:
-    """Whether an inf came out of finite operands none of which is 0 where it stands."""
+    """Whether an inf came out of finite operands none of which is 0 where it stands.
+
+    A fused kernel hides it, and may return NaN; what is inside of it was replayed.
+    """
+    if c.inquiry.is_inner_overflow:
+        return c.dtype in dtypes
     if c.birth is None or "inf" not in c.birth.kind or c.birth.from_asked:
         return False
     return c.dtype in dtypes and not divides_by_zero(c) and not is_at_pole(c)
@@ -184,7 +196,7 @@ def overflows(c: Circumstance, *dtypes: str) -> bool:
 
 def is_at_pole(c: Circumstance) -> bool:
     """Whether a function with poles returned an infinity."""
-    return c.birth is not None and c.formula in _POLES and "inf" in c.birth.kind
+    return c.birth is not None and c.formula in POLES and "inf" in c.birth.kind
 
 
 def is_infinity_turned(c: Circumstance) -> bool:

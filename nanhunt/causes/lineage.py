@@ -11,10 +11,11 @@ Making = Literal["guard", "difference", "underflow", "given", "exact"]
 
 _DIFFERENCES = ("sub", "rsub", "add")
 _CLAMPS = ("clamp", "clamp_min", "clamp_max")
-# What returns 0 on purpose, of numbers that are not 0.
-_EXACT = (
-    "sign", "floor", "round", "trunc", "ceil", "relu", "threshold", "clamp", "clamp_min",
-    "clamp_max", "remainder", "fmod", "frac", "sub", "rsub", "add", "argmax", "eq", "ne", "where",
+_SMALL = 0.01  # an eps is smaller
+# What makes 0 of numbers that are not 0 where the result is too small for the dtype.
+_UNDERFLOW = (
+    "exp", "exp2", "sigmoid", "softmax", "safe_softmax", "mul", "pow", "square", "prod", "cumprod",
+    "div", "reciprocal", "erfc", "special_erfcx", "softplus", "logaddexp",
 )  # fmt: skip
 # A threshold at which a program sets small numbers to 0 by hand.
 _TINY = 1e-6
@@ -24,10 +25,13 @@ def lost_guard(chain: Sequence[Ancestor]) -> Ancestor | None:
     """The op whose guard (an eps that it adds, a bound that it keeps) rounding took away."""
     for ancestor in chain:
         base, scalars = base_name(ancestor.op), dict(ancestor.scalars)
-        unchanged = (0.0, dict(ancestor.operands).get("self"))
-        if base == "add" and scalars.get("other") and ancestor.value in unchanged:
+        operands = dict(ancestor.operands)
+        unchanged = (0.0, operands.get("self"))
+        is_eps = 0 < abs(scalars.get("other", 0.0)) < _SMALL
+        if base == "add" and is_eps and ancestor.value in unchanged:
             return ancestor
-        low, high = scalars.get("min", -inf), scalars.get("max", inf)
+        bounds = {**operands, **scalars}
+        low, high = bounds.get("min", -inf), bounds.get("max", inf)
         if base in _CLAMPS and not low <= ancestor.value <= high:
             return ancestor
     return None
@@ -39,6 +43,8 @@ def making(chain: Sequence[Ancestor]) -> Making:
         return "guard"
     if not chain:
         return "exact"
+    if any(map(_is_flushed, chain)):
+        return "underflow"
     maker = chain[-1]
     if not maker.op:
         return "given"
@@ -47,10 +53,16 @@ def making(chain: Sequence[Ancestor]) -> Making:
     if base in _DIFFERENCES:
         terms = [*numbers, *(v for n, v in maker.scalars if n == "other")]
         return "difference" if any(terms) else "exact"
-    if base == "where" and maker.value == 0 and any(0 < abs(n) < _TINY for n in numbers):
-        return "underflow"
-    is_underflow = maker.value == 0 and base not in _EXACT and numbers
-    return "underflow" if is_underflow and all(n != 0 and n - n == 0 for n in numbers) else "exact"
+    factors = [*numbers, *(value for name, value in maker.scalars if name == "other")]
+    is_positive = bool(numbers) and all(n != 0 and n - n == 0 for n in factors)
+    is_underflow = maker.value == 0 and base in _UNDERFLOW and is_positive
+    return "underflow" if is_underflow else "exact"
+
+
+def _is_flushed(ancestor: Ancestor) -> bool:
+    """Whether a program set a tiny number to 0 by hand, as hardware may do."""
+    is_choice = base_name(ancestor.op) == "where" and ancestor.value == 0
+    return is_choice and any(0 < abs(number) < _TINY for _, number in ancestor.operands)
 
 
 def made(c: Circumstance, kind: Making) -> Ancestor | None:

@@ -109,7 +109,11 @@ class Detective:
         return found
 
     def _explained(self, trace: Trace, suspect: analysis.Suspect, inquiry: Inquiry) -> Finding:
-        more = replace(inquiry, growth=self._growth(), inner=self._inside(suspect.finding))
+        more = replace(inquiry, growth=self._growth())
+        inside = self._inside(suspect.finding)
+        if inside is not None:
+            overflow = (inside.cause or "").startswith("overflow")
+            more = replace(more, inner=inside.op, is_inner_overflow=overflow)
         if is_difference(more):
             more = replace(more, is_gone_in_fp64=self._is_gone_in_fp64())
         return analysis.explain(trace, suspect, more, samples=self._samples)
@@ -123,8 +127,8 @@ class Detective:
         self.progress("fp64")
         return replay(self.subject, self.batch, VARIANTS["fp64"], scope=None).run.is_finite
 
-    def _inside(self, finding: Finding) -> str | None:
-        """The op inside of fused attention, found by a replay with its formula written out."""
+    def _inside(self, finding: Finding) -> Finding | None:
+        """The culprit inside of fused attention, found by a replay with its formula written out."""
         if "scaled_dot_product" not in finding.op:
             return None
         self.progress("attention by its formula")
@@ -138,7 +142,7 @@ class Detective:
             f"with attention written out (math backend) the first non-finite value is made by "
             f"{base_name(found[0].op)}: {found[0].evidence[0] if found[0].evidence else ''}"
         )
-        return found[0].op
+        return found[0]
 
 
 def _again(event: OpEvent, given: Sequence[OpEvent], events: Sequence[OpEvent]) -> OpEvent | None:

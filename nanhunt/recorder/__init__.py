@@ -1,9 +1,11 @@
 """The recorder: every aten op of a step, with what it was given and what came out.
 
 `mode` is the dispatch mode and its hot path, `schema` what an op's schema says, `frames` the line
-of the user's code, `flow` where non-finite values come from and go to, `evidence` what is read at
-the moment one is born, `regions` which views of one storage overlap.
+of the user's code, `flow` where non-finite values come from and go to, `given` what an op meets of
+them, `evidence` what is read at the moment one is born, `regions` which views of one storage
+overlap.
 `kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from.
+`threads` lets all this go on in the threads that a step starts, `entries` makes the records.
 `oblivion` lets go of what a block of many steps has left behind.
 Nothing here judges: what a birth means is decided in `analysis`.
 """
@@ -12,11 +14,13 @@ from nanhunt.recorder.ancestry import inquire
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder, Scope, compiled_code_run_eagerly, unrecorded
+from nanhunt.recorder.threads import carried_into_threads
 
 __all__ = [
     "Kept",
     "Recorder",
     "Scope",
+    "carried_into_threads",
     "compiled_code_run_eagerly",
     "inquire",
     "storage_key",

@@ -40,7 +40,9 @@ _SUMS = frozenset(
         "std",
     ]
 )
+_MATMULS = frozenset(["mm", "bmm", "mv", "dot"])
 _PRODUCTS = frozenset(["prod", "cumprod"])
+_PASSING = _COPIES | _SUMS | _PRODUCTS | _BOUNDS
 # Ops whose output can be 0 where all they were given is not 0 count as the makers of a 0; these
 # pass a 0 on.
 _KEEP_ZERO = frozenset(["sqrt", "pow", "square", "sin", "tanh", "log1p", "expm1", "sign", "relu"])
@@ -138,9 +140,12 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
     is_laid = operand.shape == output.shape or call.info.is_pointwise
     if laid is not None and is_laid and base not in _PRODUCTS:
         return laid
-    if base not in _SUMS and base not in _PRODUCTS and not call.info.name.endswith("norm"):
+    if base in _MATMULS:
+        slices = _line_of(call, operand, where)
+    elif base in _SUMS or base in _PRODUCTS or base.endswith("norm"):
+        slices = _slice_of(call, operand, output, where)
+    else:
         return None
-    slices = _slice_of(call, operand, output, where)
     if slices is None:
         return None
     values = measurement.dense(operand.detach())[slices]
@@ -154,6 +159,18 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
         else iter(())
     )
     return tuple(int(next(inner)) if isinstance(s, slice) else s for s in slices)
+
+
+def _line_of(call: Call, operand: Tensor, where: Where) -> tuple[Any, ...] | None:
+    """The row or the column of an operand that a matrix product made into one element."""
+    factors = [value for name, value in call.named if name != "bias"]
+    if len(factors) < 2 or not where:
+        return None
+    if operand is factors[0]:
+        return (*where[: operand.dim() - 1], slice(None))
+    if operand.dim() == 1:
+        return (slice(None),)
+    return (*where[: operand.dim() - 2], slice(None), where[-1])
 
 
 def _slice_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> tuple[Any, ...] | None:
@@ -254,14 +271,14 @@ def _index_at(tensor: Tensor, position: int) -> Where | None:
 def _followed(call: Call, value: float, operands: dict[str, float]) -> str | None:
     """The operand that a value came from unchanged; None where the op made it."""
     base = _base(call)
-    if base in _COPIES or base in _SUMS or base in _PRODUCTS or base in _BOUNDS or base == "where":
+    if base in _PASSING or base == "where":
         same = [role for role, number in operands.items() if number == value]
         return same[0] if same else None
     if base in _SIGNED:
         return next((role for role, number in operands.items() if abs(number) == abs(value)), None)
     if base == "div":
         return "self" if value == 0 == operands.get("self") else None
-    if base == "mul" or base in _KEEP_ZERO:
+    if base == "mul" or base in _KEEP_ZERO or base in _MATMULS:
         return next((role for role, n in operands.items() if n == 0), None) if value == 0 else None
     return None
 
@@ -285,9 +302,18 @@ def _removed(kept: Kept, origin: KeptCall, where: Where, until: int) -> str | No
                 continue
             if _takes_away(later, role, operand, at):
                 return later.call.info.name
-            alive.extend((o, at) for o in later.outputs[:1] if o.shape == operand.shape)
+            alive.extend(_passed_on(later, operand, at))
             break
     return None
+
+
+def _passed_on(later: KeptCall, operand: Tensor, at: Where) -> Iterator[tuple[Tensor, Where]]:
+    """The element of the output into which an element of an operand went; the first of several."""
+    for output in later.outputs[:1]:
+        if output.shape == operand.shape:
+            yield output, at
+        elif measurement.is_broadcastable(operand.shape, output.shape):
+            yield output, (0,) * (output.dim() - operand.dim()) + at
 
 
 def _tensors(call: Call) -> Iterator[tuple[str, Tensor]]:
@@ -316,9 +342,13 @@ def _takes_away(later: KeptCall, role: str, operand: Tensor, at: Where) -> bool:
         return before is not None and before != after
     if base not in _TAKE_AWAY:
         return False
-    indices = named.get("indices")
-    first = indices[0] if isinstance(indices, (list, tuple)) and indices else None
-    picked = _is_set(named.get("mask", first), at)
+    if isinstance(named.get("indices"), (list, tuple)):
+        axis, mask = next(
+            ((d, t) for d, t in enumerate(named["indices"]) if t is not None), (0, None)
+        )
+        picked = _is_set(mask, at[axis:])
+    else:
+        picked = _is_set(named.get("mask"), at)
     if base in ("index", "masked_select"):
         return picked is False
     return base == "nan_to_num" or bool(picked)

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,15 +16,18 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt import measurement
+from nanhunt.interventions import OwnMode
+from nanhunt.recorder.entries import Entry, dtype_of, event_of
 from nanhunt.recorder.flow import Flow, repair
-from nanhunt.recorder.frames import is_in_backward, read_frame, user_call
+from nanhunt.recorder.frames import Place, is_in_backward, user_call
+from nanhunt.recorder.given import Given
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.oblivion import let_go
-from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info
-from nanhunt.records import OpEvent, Passage, Phase, Sink, TensorFacts
+from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info, tensors_in
+from nanhunt.recorder.threads import Tags, acting_here, carried_into_threads, thread_of
+from nanhunt.records import OpEvent, Passage, Phase, Sink
 from nanhunt.structure import named_tensors
 
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
@@ -36,6 +40,7 @@ _unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa:
 ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
 _NO_TASK = -1  # no backward is running in this thread
+_NO_NODE: tuple[str | None, int | None, int | None] = (None, None, None)
 
 
 def unrecorded() -> contextlib.AbstractContextManager[Any]:
@@ -63,7 +68,7 @@ class Scope:
     keep: int = 0
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(OwnMode):
     """Records the ops that run inside `with recorder.recording(model)`.
 
     Set `stage` to what runs when neither a backward nor an optimizer does. `note_state` before the
@@ -76,27 +81,18 @@ class Recorder(TorchDispatchMode):
     by one below.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True would wrap the hot path in the compiler's guard, whose import takes seconds; the
-        # step runs eagerly anyway, see `compiled_code_run_eagerly`.
-        return False
-
     def __init__(self, execute: Execute | None = None, scope: Scope = Scope()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._begin(0, [])
+        self._threads = 0  # that were started, besides the one that the block stands in
+        self._lock = threading.RLock()  # around what is known of non-finite values
         self._execute = execute
         self.stage: Phase = "forward"
         self._outer_stage: Phase = "forward"
         self._flow = Flow()
-        self._raw: list[tuple[Any, ...]] = []
+        self._raw: list[Entry] = []
         self.step = 0
-        self._modules: list[str] = []
         self._names: dict[int, str] = {}
-        self._node: Any = None
-        self._node_facts: tuple[str | None, int | None] = (None, None)
-        self._node_run = 0
-        self._is_python_node = False
-        self._is_accumulation = False
         self.outputs: list[tuple[str, Tensor]] = []
         self.passages: list[Passage] = []
         self._scope = scope
@@ -112,6 +108,21 @@ class Recorder(TorchDispatchMode):
         """The tensors that were non-finite before any recorded op wrote to them."""
         return tuple(self._flow.state)
 
+    def _begin(self, thread: int, modules: list[str]) -> None:
+        """Start afresh what every thread has for itself."""
+        self.thread = thread
+        self._modules = modules
+        self._started_at: Place | None = None
+        self._node: Any = None
+        self._node_facts = _NO_NODE
+        self._node_run = thread << 32  # apart from those of the other threads
+        self._is_python_node = False
+        self._is_accumulation = False
+
+    def for_thread(self) -> "Recorder":
+        """Return what records a thread that the running one is about to start."""
+        return _Branch(self, self)
+
     def note_state(self, sink: Sink, tensor: Tensor) -> None:
         """Tell that a tensor is non-finite before the step starts."""
         self._flow.note_state(sink, tensor)
@@ -122,11 +133,11 @@ class Recorder(TorchDispatchMode):
 
     def events(self) -> tuple[OpEvent, ...]:
         """Make the records of everything seen so far."""
-        return tuple(_event(index, raw) for index, raw in enumerate(self._raw))
+        return tuple(event_of(index, raw) for index, raw in enumerate(self._raw))
 
     def event(self, index: int) -> OpEvent:
         """Make the record of one event."""
-        return _event(index, self._raw[index])
+        return event_of(index, self._raw[index])
 
     @property
     def position(self) -> int:
@@ -139,7 +150,8 @@ class Recorder(TorchDispatchMode):
 
     def let_go(self, before: int) -> None:
         """Forget the first events, save those behind non-finite values that are still in use."""
-        let_go(self._flow, self._raw, before)
+        with self._lock:
+            let_go(self._flow, self._raw, before)
 
     def next_step(self, step: int) -> None:
         """Go on with another training step, and keep of those before what it may depend on."""
@@ -160,7 +172,7 @@ class Recorder(TorchDispatchMode):
         stepping = register_optimizer_step_pre_hook(self._enter_optimizer)
         stepped = register_optimizer_step_post_hook(self._leave_optimizer)
         try:
-            with compiled_code_run_eagerly(), self:
+            with compiled_code_run_eagerly(), carried_into_threads(), self:
                 yield self
         finally:
             for hook in (enter, leave, stepping, stepped):
@@ -174,14 +186,16 @@ class Recorder(TorchDispatchMode):
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
         # A module from outside the model, a loss say, has no path: what it calls stays where it is.
-        outer = self._modules[-1] if self._modules else ""
-        if self.on_root is not None and not self._modules:
+        modules = self._here()._modules  # noqa: SLF001 - a recorder as this one
+        outer = modules[-1] if modules else ""
+        if self.on_root is not None and not modules:
             self.on_root(module)
-        self._modules.append(self._names.get(id(module), outer))
+        modules.append(self._names.get(id(module), outer))
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if self._modules:
-            self._modules.pop()
+        modules = self._here()._modules  # noqa: SLF001 - a recorder as this one
+        if modules:
+            modules.pop()
         name = self._names.get(id(module))
         if name == ROOT:
             named = named_tensors(output, "output")
@@ -189,11 +203,20 @@ class Recorder(TorchDispatchMode):
         if self._scope.modules and name is not None:
             self._watch(name, output)
 
+    def _here(self) -> "Recorder":
+        """What records the running thread: hooks are those of the whole process."""
+        if not self._threads:
+            return self
+        branches = (mode for mode in acting_here() if isinstance(mode, _Branch))
+        return next((branch for branch in branches if branch.trunk is self), self)
+
     def _enter_optimizer(self, *_: Any) -> None:
-        self._outer_stage, self.stage = self.stage, "optimizer"
+        here = self._here()
+        here._outer_stage, here.stage = here.stage, "optimizer"  # noqa: SLF001 - as above
 
     def _leave_optimizer(self, *_: Any) -> None:
-        self.stage = self._outer_stage
+        here = self._here()
+        here.stage = here._outer_stage  # noqa: SLF001 - as above
 
     def _watch(self, module: str, output: Any) -> None:
         """Measure what a module returned, and the gradient when it arrives there."""
@@ -228,7 +251,8 @@ class Recorder(TorchDispatchMode):
         # Read before the op runs, which may overwrite what it reads.
         given = shapes = None
         if flow.poison or info.is_update:
-            given = flow.measure_inputs(inputs_of(args, kwargs), info)
+            with self._lock:
+                given = flow.measure_inputs(inputs_of(args, kwargs), info)
         if self._scope.shapes:
             shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
         if self._execute is None:
@@ -237,40 +261,57 @@ class Recorder(TorchDispatchMode):
             returned = self._execute(func, args, kwargs or {})
         is_plain = type(returned) is Tensor and not info.mutated
         outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
-        if self.kept is not None:
-            self.kept.add(Call(info, args, kwargs or {}), outputs)
         place, applier = user_call(past_engine=self._is_accumulation)
-        met = None
+        if place is None and node is None:
+            place = self._started_at
+        event = (
+            # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
+            "backward" if node is not None or _graph_task() != _NO_TASK else self.stage,
+            info.name,
+            self._node_facts,
+            # A backward that builds no graph makes no nodes; the last number is the forward's.
+            _sequence_number() - 1 if node is None or torch.is_grad_enabled() else None,
+            self._node_run,
+            self._modules[-1] if self._modules else "",
+            place,
+            applier,
+            self._is_python_node and place is not None and not is_in_backward(),
+            shapes,
+            [(t.shape, t.dtype) for t in outputs] if shapes is not None else None,
+            dtype_of(outputs),
+            self.step,
+            self.thread,
+            None,
+        )
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
-        if flow.poison or (info.is_screened and measurement.suspects(outputs)):
-            call = Call(info, args, kwargs or {})
-            index = len(self._raw)
+        if (
+            flow.poison
+            or (info.is_screened and measurement.suspects(outputs))
+            or self.kept is not None
+        ):
+            self._follow(event, Call(info, args, kwargs or {}), node, given, outputs)
+        else:
+            self._raw.append(event)
+        return returned
+
+    def _follow(
+        self, event: Entry, call: Call, node: Any, given: Given | None, outputs: Any
+    ) -> None:
+        """Append an event whose place among the others matters, and what it met."""
+        with self._lock:
+            self._raw.append(event)
+            index = self.position - 1
+            while self._raw[index] is not event:
+                index -= 1  # another thread appends without asking
+            if self.kept is not None:
+                self.kept.add(call, outputs)
             if index in self._scope.repair:
                 repair(outputs, given, is_backward=node is not None)
-            met = flow.follow(call, node, given, outputs, index)
-        self._raw.append(
-            (
-                # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
-                "backward" if node is not None or _graph_task() != _NO_TASK else self.stage,
-                info.name,
-                self._node_facts,
-                # A backward that builds no graph makes no nodes; the last number is the forward's.
-                _sequence_number() - 1 if node is None or torch.is_grad_enabled() else None,
-                self._node_run,
-                self._modules[-1] if self._modules else "",
-                place,
-                applier,
-                self._is_python_node and place is not None and not is_in_backward(),
-                shapes,
-                [(t.shape, t.dtype) for t in outputs] if shapes is not None else None,
-                _dtype_of(outputs),
-                self.step,
-                met,
-            )
-        )
+            met = self._flow.follow(call, node, given, outputs, index)
+            if met is not None:
+                self._raw[index] = (*event[:-1], met)
         if met is not None and met.birth is not None and self.on_birth is not None:
-            self.on_birth(len(self._raw) - 1)
-        return returned
+            self.on_birth(index)
 
     def _enter_node(self, node: Any) -> None:
         # Holding the node keeps its identity: the next one cannot get the same address.
@@ -279,13 +320,56 @@ class Recorder(TorchDispatchMode):
         self._is_python_node = isinstance(node, BackwardCFunction)
         self._is_accumulation = False
         if node is None:
-            self._node_facts = (None, None)
+            self._node_facts = _NO_NODE
             return
         number = node._sequence_nr()  # noqa: SLF001 - no public name
         # A gradient is added to `.grad` by no line but the one that called the backward.
         self._is_accumulation = number == _NO_NUMBER
         name = node.name().removeprefix("torch::autograd::")
-        self._node_facts = (name, None if number == _NO_NUMBER else number)
+        made_in = thread_of(node) if self._threads else None
+        self._node_facts = (name, None if number == _NO_NUMBER else number, made_in)
+
+
+class _Branch(Recorder):
+    """What a recorder is in another thread: it shares all but what is under way there.
+
+    Its ops take their turns with those of `trunk`; its modules begin where it was started, and so
+    does the line of an op that no line of the thread's own called.
+    """
+
+    def __init__(self, trunk: Recorder, starter: Recorder) -> None:
+        super(Recorder, self).__init__()  # type: ignore[no-untyped-call]
+        self.trunk = trunk
+        with trunk._lock:  # noqa: SLF001 - a recorder as this one
+            trunk._threads += 1  # noqa: SLF001 - as above
+            self._begin(trunk._threads, starter._modules[-1:])  # noqa: SLF001 - as above
+        self._started_at = user_call()[0] or starter._started_at  # noqa: SLF001 - as above
+        self._tags = Tags(self.thread)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what this one does not have itself.
+        return getattr(self.trunk, name)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self._tags.write()
+        number = _sequence_number() - 1
+        returned = super().__torch_dispatch__(func, types, args, kwargs)
+        is_written = bool(args) and returned is args[0]
+        self._tags.note(tensors_in((returned,)), number, is_written=is_written)
+        return returned
+
+    def for_thread(self) -> Recorder:
+        return _Branch(self.trunk, self)
+
+    def finish(self) -> None:
+        self._tags.write()
+        self._node = None
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
@@ -310,41 +394,3 @@ def compiled_code_run_eagerly() -> Iterator[None]:
         # Compiled modules warn of hooks like ours, which are gone when they run compiled again.
         warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
         yield
-
-
-def _dtype_of(outputs: Sequence[Tensor]) -> torch.dtype | None:
-    """The dtype of the first output that has NaN at all, else of the first output."""
-    for tensor in outputs:
-        dtype = tensor.dtype
-        if dtype not in measurement.EXACT:
-            return dtype
-    return outputs[0].dtype if outputs else None
-
-
-def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts, ...]:
-    return tuple(TensorFacts(tuple(shape), measurement.dtype_name(dtype)) for shape, dtype in pairs)
-
-
-def _event(index: int, raw: tuple[Any, ...]) -> OpEvent:
-    (stage, op, (node, number), made, run, module, place, applier, hooked, given, outputs, dtype,
-     step, met) = raw  # fmt: skip
-    return OpEvent(
-        index=index,
-        phase=stage,
-        op=op,
-        inputs=met.inputs if met else _facts(given or ()),
-        outputs=met.outputs if met else _facts(outputs or ()),
-        dtype=measurement.dtype_name(dtype) if dtype is not None else "",
-        node=node,
-        number=number,
-        made=made,
-        node_run=run,
-        module=module,
-        frame=read_frame(*place) if place else None,
-        caller=read_frame(*applier) if applier else None,
-        in_hook=hooked,
-        sources=met.sources if met else (),
-        birth=met.birth if met else None,
-        asked=bool(met and met.asked),
-        step=step,
-    )

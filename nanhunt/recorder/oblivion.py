@@ -2,14 +2,14 @@
 
 import bisect
 from collections.abc import Iterable
-from typing import Any
 
+from nanhunt.recorder.entries import Entry
 from nanhunt.recorder.flow import Flow
 
-_NODE, _MADE, _MET = 2, 3, -1  # places in the hot path's tuples
+_NODE, _MADE, _THREAD, _MET = 2, 3, -2, -1  # places in an entry
 
 
-def let_go(flow: Flow, raw: list[tuple[Any, ...]], before: int) -> None:
+def let_go(flow: Flow, raw: list[Entry], before: int) -> None:
     """Drop the first events, save those behind a non-finite value that is still in use."""
     flow.is_settled()  # forgets memory that was given back
     if before <= 0:
@@ -30,7 +30,7 @@ def let_go(flow: Flow, raw: list[tuple[Any, ...]], before: int) -> None:
             )
 
 
-def _with_ancestors(raw: list[tuple[Any, ...]], events: Iterable[int]) -> set[int]:
+def _with_ancestors(raw: list[Entry], events: Iterable[int]) -> set[int]:
     """The events, and all those from which their non-finite values come."""
     found: set[int] = set()
     queue = [index for index in events if index >= 0]
@@ -43,16 +43,17 @@ def _with_ancestors(raw: list[tuple[Any, ...]], events: Iterable[int]) -> set[in
     return found
 
 
-def _with_origins(raw: list[tuple[Any, ...]], events: set[int]) -> set[int]:
+def _with_origins(raw: list[Entry], events: set[int]) -> set[int]:
     """The events, and the forward ops behind those that ran in a backward."""
-    inner = [raw[index][_NODE][1] for index in events if raw[index][_NODE][1] is not None]
-    if not inner:
+    nodes = [raw[index][_NODE] for index in events if raw[index][_NODE][1] is not None]
+    if not nodes:
         return events
-    makers: dict[int, int] = {}
+    makers: dict[tuple[int, int], int] = {}  # each thread numbers its nodes from 0
     for index, entry in enumerate(raw):
         if entry[_MADE] is not None:
-            makers.setdefault(entry[_MADE], index)
+            makers.setdefault((entry[_THREAD], entry[_MADE]), index)
     numbers = sorted(makers)
     # As in the analysis: an in-place op on a view runs under a number that no forward event has.
-    places = (bisect.bisect_right(numbers, number) for number in inner)
+    wanted = ((thread or 0, number) for _, number, thread in nodes)
+    places = (bisect.bisect_right(numbers, made) for made in wanted)
     return events | {makers[numbers[place - 1]] for place in places if place}

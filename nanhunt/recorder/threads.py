@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode_stack,
-    _pop_torch_dispatch_stack,
-    _push_on_torch_dispatch_stack,
-)
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from nanhunt.interventions import OwnMode
+
+# Private names of torch that this stands on; checked with the versions in pyproject.toml.
+_push: Callable[[TorchDispatchMode], None] = torch._C._push_on_torch_dispatch_stack  # noqa: SLF001
+_pop: Callable[[None], object] = torch._C._pop_torch_dispatch_stack  # noqa: SLF001
 
 _TAG = "nanhunt thread"  # under which an autograd node's own dictionary holds its thread
 
@@ -51,7 +51,7 @@ class Carried(TorchDispatchMode):
         acting = self.acting
         if acting is None:
             return func(*args, **(kwargs or {}))
-        return acting.__torch_dispatch__(func, types, args, kwargs)
+        return acting.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
         """The thread is over."""
@@ -61,15 +61,15 @@ class Carried(TorchDispatchMode):
 
 
 class _Block:
-    """What was carried since a block was entered."""
+    """What was carried since a block was entered, as far as its threads still run."""
 
     def __init__(self) -> None:
-        self.carried: list[Carried] = []
+        self.carried: weakref.WeakSet[Carried] = weakref.WeakSet()
 
 
 _lock = threading.Lock()
 _blocks: list[_Block] = []
-_replaced: list[Callable[..., Any]] = []  # what stood where the hooks stand now
+_replaced: list[tuple[type, str, Any]] = []  # what stood where the hooks stand now
 _submitting = threading.local()
 
 
@@ -96,7 +96,7 @@ def carried_into_threads() -> Iterator[None]:
             _blocks.remove(block)
             if not _blocks:
                 _uninstall()
-        for mode in block.carried:
+        for mode in list(block.carried):
             mode.acting = None
 
 
@@ -108,8 +108,9 @@ def acting_here() -> Iterator[OwnMode]:
 
 
 def _install() -> None:
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
-    _replaced.extend((start, submit))
+    start: Callable[..., None] = threading.Thread.start
+    submit: Callable[..., Any] = ThreadPoolExecutor.submit
+    _replaced.extend(((threading.Thread, "start", start), (ThreadPoolExecutor, "submit", submit)))
 
     @functools.wraps(start)
     def starting(thread: threading.Thread) -> None:
@@ -146,15 +147,14 @@ def _install() -> None:
         finally:
             _submitting.is_on = outer
 
-    threading.Thread.start = starting  # type: ignore[method-assign]
-    ThreadPoolExecutor.submit = submitting  # type: ignore[method-assign]
+    for (owner, name, _), hook in zip(_replaced, (starting, submitting), strict=True):
+        setattr(owner, name, hook)
 
 
 def _uninstall() -> None:
-    start, submit = _replaced
+    for owner, name, function in _replaced:
+        setattr(owner, name, function)
     _replaced.clear()
-    threading.Thread.start = start  # type: ignore[method-assign]
-    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
 
 
 def _carry() -> list[Carried]:
@@ -165,7 +165,7 @@ def _carry() -> list[Carried]:
     with _lock:
         if not _blocks:
             return []  # the block ended in the meantime
-        _blocks[-1].carried.extend(carried)
+        _blocks[-1].carried.update(carried)
     return carried
 
 
@@ -173,12 +173,12 @@ def _run_under(
     carried: Sequence[Carried], function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     for mode in carried:
-        _push_on_torch_dispatch_stack(mode)
+        _push(mode)
     try:
         return function(*args, **kwargs)
     finally:
         for mode in reversed(carried):
-            _pop_torch_dispatch_stack()
+            _pop(None)
             mode.leave()
 
 
@@ -194,27 +194,29 @@ class Tags:
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
-        self._pending: list[tuple[weakref.ref[Tensor], int]] = []
+        self._pending: list[tuple[weakref.ref[Tensor], int, bool]] = []
 
-    def note(self, outputs: Sequence[Tensor], number: int | None) -> None:
-        """Tell of an op that just ran, and the number of the node that it made."""
-        if number is not None:
-            self._pending = [(weakref.ref(tensor), number) for tensor in outputs]
+    def note(self, outputs: Sequence[Tensor], number: int, *, is_written: bool) -> None:
+        """Tell of an op that just ran, the number of its node, and whether it wrote in place."""
+        self._pending = [(weakref.ref(tensor), number, is_written) for tensor in outputs]
 
     def write(self) -> None:
         """Write on the nodes of the op before."""
-        for reference, number in self._pending:
-            tensor = reference()
-            if tensor is None:
-                continue
-            # To ask a view may make it a new node; where it was written to, its base has one.
-            with contextlib.suppress(RuntimeError):
-                owner = tensor._base if tensor._is_view() else tensor  # noqa: SLF001 - no public name
-                node = owner.grad_fn if owner is not None else None
-                # The node that stands for a write to a view is made right after the op's own.
-                if node is not None and node._sequence_nr() in (number, number + 1):  # noqa: SLF001
-                    node.metadata.setdefault(_TAG, self._thread)
+        for reference, number, is_written in self._pending:
+            node, made = _node_of(reference(), is_written=is_written)
+            if node is not None and node._sequence_nr() == number + made:  # noqa: SLF001
+                node.metadata[_TAG] = self._thread
         self._pending = []
+
+
+def _node_of(tensor: Tensor | None, *, is_written: bool) -> tuple[Any, int]:
+    """The node that an op gave to its output, and how many it made before that one."""
+    if tensor is None or not tensor._is_view():  # noqa: SLF001 - no public name
+        return (tensor.grad_fn if tensor is not None else None), 0
+    # To ask a view for its node may make it a new one. A write to a view gives its base a node
+    # after the op's own.
+    base = tensor._base  # noqa: SLF001 - as above
+    return (base.grad_fn if base is not None and is_written else None), 1
 
 
 def thread_of(node: Any) -> int | None:

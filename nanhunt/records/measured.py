@@ -136,7 +136,8 @@ class Inquiry:
     `result` is what the forward op behind a backward culprit had returned there and `removed_by`
     the op that took it out of the forward again. `is_gone_in_fp64` is whether a replay in FP64 was
     finite, `growth` by how much the largest parameter had grown since the first step (None: not
-    asked), and `inner` the op inside of a fused kernel.
+    asked), `inner` the op inside of a fused kernel and `is_inner_overflow` whether it left the
+    range of its dtype.
     """
 
     lineage: tuple[tuple[str, tuple[Ancestor, ...]], ...] = ()
@@ -145,6 +146,7 @@ class Inquiry:
     is_gone_in_fp64: bool | None = None
     growth: float | None = None
     inner: str | None = None
+    is_inner_overflow: bool = False
 
     def chain(self, *roles: str) -> tuple[Ancestor, ...]:
         """The lineage of the first of these operands that has one."""
@@ -174,7 +176,10 @@ class OpEvent:
     node of such a Function, and not in its backward; `sources[i]` are the events that left the
     non-finite elements of input i, or, below zero, -1 - k for the k-th tensor of `Trace.state`.
     `asked` means that the non-finite elements of the outputs are infinities that the program asked
-    for; `step` is the training step in which it ran.
+    for; `step` is the training step in which it ran. `thread` is the Python thread in which it ran:
+    0 the one of the step itself, then those that the step started, one after the other. Every
+    thread counts its nodes on its own, so `made` is a number of `thread`, and `number` one of
+    `made_in` (None: of thread 0, or not known).
     """
 
     index: int
@@ -195,6 +200,8 @@ class OpEvent:
     birth: Birth | None = None
     asked: bool = False
     step: int = 0
+    thread: int = 0
+    made_in: int | None = None
 
     @property
     def is_finite(self) -> bool:

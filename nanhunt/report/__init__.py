@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FORMS: Mapping[str, str] = MappingProxyType(
-    {"modules": "nanhunt.report.modules", "terminal": "nanhunt.report.terminal"}
+    {
+        "modules": "nanhunt.report.modules",
+        "short": "nanhunt.report.short",
+        "terminal": "nanhunt.report.terminal",
+    }
 )
 
 

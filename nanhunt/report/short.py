@@ -1,0 +1,64 @@
+"""A report in a few plain lines: what fits into the message of an exception."""
+
+import textwrap
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from nanhunt.records import Finding, Report
+from nanhunt.report.layout import clean, short
+
+WIDTH = 100
+MARGIN = 10
+_PLACES = {
+    "data": "in what the step started from",
+    "forward": "in the forward",
+    "backward": "in its backward",
+    "optimizer": "in the optimizer step",
+}
+
+
+def render(report: Report) -> RenderableType:
+    """The same lines for a console."""
+    return Text(tell(report))
+
+
+def tell(report: Report) -> str:
+    """What is non-finite; for the first culprit where, why, and what was measured."""
+    lines = textwrap.wrap(clean(report.headline or report.verdict), WIDTH)
+    if report.culprits:
+        lines += _culprit(report.culprits[0])
+    elif report.verdict == "unexplained":
+        lines += _labelled("where", ["cannot tell: no op was found that made it of finite numbers"])
+    return "\n".join(lines)
+
+
+def _culprit(finding: Finding) -> Iterator[str]:
+    inside = " → ".join(filter(None, [finding.node, short(finding.formula_op or "")]))
+    head = f"{short(finding.op)}, {_PLACES[finding.phase]}" + (f" · {inside}" if inside else "")
+    spot = f"{finding.file}:{finding.line}" if finding.file else ""
+    if spot and finding.function:
+        spot += f" in {finding.function}"
+    owner = [f"module {finding.module}" if finding.module else "", finding.dtype]
+    owner += [f"step {finding.step} of the block"] if finding.step else []
+    source = f"  {finding.source.strip()}" if finding.source else ""
+    places = [head, spot or finding.where or "line of code not known", source]
+    yield from _labelled("where", [*places, " · ".join(filter(None, owner))])
+    no_cause = "" if finding.cause else "no known cause matches the evidence"
+    yield from _labelled("why", [finding.explanation or no_cause])
+    yield from _labelled("measured", finding.evidence)
+    if finding.cause:
+        yield from _labelled("cause", [f"{finding.cause} · nanhunt explain {finding.cause}"])
+    if finding.recipes:
+        yield from _labelled("to try", [", ".join(finding.recipes) + " (not replayed)"])
+
+
+def _labelled(label: str, texts: Iterator[str] | list[str] | tuple[str, ...]) -> Iterator[str]:
+    """Paragraphs beside a label; an indented one stays so."""
+    head = f"  {label}".ljust(MARGIN + 2)
+    for text in filter(str.strip, texts):
+        indent = " " * (len(text) - len(text.lstrip()))
+        for line in textwrap.wrap(clean(text.strip()), WIDTH - MARGIN - 2 - len(indent)):
+            yield f"{head}{indent}{line}"
+            head = " " * (MARGIN + 2)
