@@ -1,9 +1,9 @@
 """What recording a step costs, as a ratio to the plain step.
 
 `python benchmarks/overhead.py` interleaves the plain step, an empty dispatch mode, the recorder,
-`detect_anomaly`, torch's `DebugMode` and plain module hooks, takes medians, and prints a table of
-ratios: the machine's own speed and its noise divide out. `--memory` runs each in a process of its
-own and compares the peaks of resident memory instead.
+`nanhunt.detect`, `detect_anomaly`, torch's `DebugMode` and plain module hooks, takes medians, and
+prints a table of ratios: the machine's own speed and its noise divide out. `--memory` runs each in
+a process of its own and compares the peaks of resident memory instead.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanhunt import detect
 from nanhunt.loading import load
 from nanhunt.recorder import Recorder
 from nanhunt.subject import Subject
@@ -127,6 +128,7 @@ MODES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
     "empty mode": Empty,
     "recorder": recording,
+    "detect": detect,
     "detect_anomaly": lambda: torch.autograd.detect_anomaly(check_nan=True),
     "DebugMode": debug_mode,
     "module hooks": hooked,

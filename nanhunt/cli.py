@@ -70,6 +70,9 @@ _Events = Annotated[
     Path | None, typer.Option(help="Write every native op there, as .csv or .parquet.")
 ]
 _Modules = Annotated[bool, typer.Option("--modules", help="Print what every module did.")]
+_Harmless = Annotated[
+    bool, typer.Option("--harmless", help="List the non-finite values that reached nobody.")
+]
 _ExitCode = Annotated[
     bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
 ]
@@ -92,11 +95,17 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     json: Annotated[Path | None, typer.Option(help="Write the report there as well.")] = None,
     events: _Events = None,
     modules: _Modules = False,
+    harmless: _Harmless = False,
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
     _check_folder("--json", json)
     _check_events(events)
+    if seeds and steps > 1:
+        raise UsageError(
+            f"--seeds {seeds} with --steps {steps}: other initialisations have not taken these "
+            f"steps; give one of the two"
+        )
     with _progress() as tell:
         tell("torch")
         from dataclasses import replace
@@ -125,7 +134,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         from nanhunt.report.events import save
 
         save(trace, events)
-    _deliver(report, json, exit_code=exit_code, modules=modules)
+    more = _chosen(modules=modules, harmless=harmless)
+    _deliver(report, json, exit_code=exit_code, more=more)
 
 
 @app.command()
@@ -133,11 +143,17 @@ def show(
     report: Annotated[Path, typer.Argument(help="A report saved with --json.")],
     *,
     modules: _Modules = False,
+    harmless: _Harmless = False,
 ) -> None:
     """Print a saved report again; torch is not needed."""
     from nanhunt import store
 
-    _print(store.load(report), "terminal", *(["modules"] if modules else []))
+    _print(store.load(report), "terminal", *_chosen(modules=modules, harmless=harmless))
+
+
+def _chosen(**forms: bool) -> list[str]:
+    """The names of the forms that were asked for besides the report."""
+    return [name for name, is_wanted in forms.items() if is_wanted]
 
 
 @app.command()
@@ -196,13 +212,13 @@ def _check_events(path: Path | None) -> None:
         check_format(path)
 
 
-def _deliver(report: Report, json: Path | None, *, exit_code: bool, modules: bool) -> None:
+def _deliver(report: Report, json: Path | None, *, exit_code: bool, more: list[str]) -> None:
     """Save and print a report, and leave with the code that it deserves."""
     if json is not None:
         from nanhunt import store
 
         store.save(report, json)
-    _print(report, "terminal", *(["modules"] if modules else []))
+    _print(report, "terminal", *more)
     if exit_code and report.deterministic is False:
         raise typer.Exit(NOT_REPRODUCIBLE)
     if exit_code and report.verdict in ("culprit", "unexplained"):

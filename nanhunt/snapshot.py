@@ -1,8 +1,8 @@
 """Everything that a replay must put back exactly, also when the step raises.
 
-Parameters, buffers, gradients, optimizer and scaler state, module modes, the random generators of
-Python, numpy and torch, and torch's global switches. Identity is kept: the same tensor objects hold
-the same bits afterwards.
+Parameters, buffers, gradients, optimizer, scheduler and scaler state, module modes, the random
+generators of Python, numpy and torch, and torch's global switches. Identity is kept: the same
+tensor objects hold the same bits afterwards.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ def remember(subject: Subject) -> Callable[[], None]:
         *map(_keep_parameter, subject.parameters()),
         *_keep_optimizer(subject.optimizer),
         _keep_scaler(subject.scaler),
+        _keep_scheduler(subject.scheduler),
         _keep_weights(subject),
     ]
 
@@ -192,6 +193,13 @@ def _keep_scaler(scaler: Any) -> _Undo:
             scaler.load_state_dict(state)
 
     return restore
+
+
+def _keep_scheduler(scheduler: Any) -> _Undo:
+    if not hasattr(scheduler, "state_dict"):
+        return lambda: None
+    state = copy.deepcopy(scheduler.state_dict())
+    return lambda: scheduler.load_state_dict(state)
 
 
 def _keep_weights(subject: Subject) -> _Undo:

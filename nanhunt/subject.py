@@ -36,7 +36,8 @@ class Subject:
         seed: under which the random generators stand when a replay starts.
         optimizer: stepped at the end of a replay whose gradients are finite; restored afterwards.
         scaler: a `torch.amp.GradScaler`; its scale is used as training would use it.
-        scheduler: kept for those who step it; a replay does not.
+        scheduler: stepped after each of several steps that the optimizer took; restored
+            afterwards. A replay of one step does not step it.
         train_step: the whole step where it is not zero_grad, loss, backward, optimizer step: a
             generator function `train_step(model, batch, loss_fn, optimizer, scaler, step)` that
             yields `("loss", loss)` before the backward, `("grads", loss)` after it and

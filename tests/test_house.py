@@ -36,6 +36,7 @@ LEVELS = {
     "loading": 5,
     "replay": 5,
     "hunting": 6,
+    "guarding": 6,
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
@@ -52,6 +53,7 @@ TORCH = {
     "variants",
     "replay",
     "hunting",
+    "guarding",
 }
 # The one module that makes a pandas frame.
 FRAMES = "nanhunt.report.events"

@@ -14,6 +14,7 @@ from nanhunt.analysis.comparison import (
 )
 from nanhunt.analysis.diagnosis import Case, diagnose
 from nanhunt.analysis.finding import Suspect, explain, find_culprits, find_suspects
+from nanhunt.analysis.harmless import tell_harmless
 from nanhunt.analysis.modules import summarise_modules
 from nanhunt.analysis.walk import is_cured
 
@@ -30,5 +31,6 @@ __all__ = [
     "judge_ablation",
     "judge_precision",
     "summarise_modules",
+    "tell_harmless",
     "vector_use",
 ]

@@ -142,6 +142,7 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
         ),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),
+        step=walk.step,
         where=_WHERE.get(sink.kind, "{}").format(sink.name),
         poisoned=_poisoned(walk),
     )

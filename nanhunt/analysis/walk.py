@@ -8,6 +8,7 @@ finite data (or an infinity that was asked for) became non-finite.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nanhunt.causes import PICKS, base_name
 from nanhunt.records import OpEvent, Phase, Sink, Trace
 
 
@@ -98,10 +99,6 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
     return Walk(phase, step, sinks, frozenset(visited), tuple(sorted(stops, key=lambda s: s.order)))
 
 
-# Ops that pick some elements of a tensor out of many.
-_PICKS = ("gather", "index", "index_select", "nll_loss_forward", "select", "take", "masked_select")
-
-
 def _turning_points(asked: Sequence[Stop]) -> list[Stop]:
     """Where an infinity that was asked for, and is all that reached the sink, became its value.
 
@@ -109,7 +106,7 @@ def _turning_points(asked: Sequence[Stop]) -> list[Stop]:
     the first op that computes with it, else where it was written down.
     """
     ordered = sorted(asked, key=lambda stop: stop.order)
-    picks = [s for s in ordered if s.event and s.event.op.split("::")[-1] in _PICKS]
+    picks = [s for s in ordered if s.event and base_name(s.event.op) in PICKS]
     computed = [s for s in ordered if s.event and s.event.parents]
     return (picks or computed or ordered)[:1]
 

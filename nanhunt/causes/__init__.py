@@ -6,12 +6,13 @@ cause and the operands speak for themselves. A row sees only a `Circumstance`: w
 """
 
 from nanhunt.causes.by_op import causes_of
-from nanhunt.causes.circumstance import Circumstance, base_name, matrices_or_samples
+from nanhunt.causes.circumstance import PICKS, Circumstance, base_name, matrices_or_samples
 from nanhunt.causes.lineage import is_difference
 from nanhunt.causes.table import CAUSES, Cause
 
 __all__ = [
     "CAUSES",
+    "PICKS",
     "Cause",
     "Circumstance",
     "base_name",

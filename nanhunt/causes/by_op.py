@@ -29,7 +29,7 @@ _KNOWN_FOR: Mapping[str, Iterable[str]] = {
     "overflow_low_precision": ("mm", "bmm", "addmm", "mul", "pow", "sum", "exp", "to_copy"),
     "overflow_fp32": ("pow", "mul", "prod", "cumprod", "mm", "addmm"),
     "fully_masked_reduction": SOFTMAXES,
-    "empty_reduction": (*AVERAGES, "nll_loss_forward", "cross_entropy"),
+    "empty_reduction": (*AVERAGES, "div", "nll_loss_forward", "cross_entropy"),
     "singular_matrix": (*SOLVERS, "solve", "inv", "inverse", "det", "slogdet", "cholesky"),
     "degenerate_decomposition": (
         "linalg_eigh",
@@ -42,7 +42,9 @@ _KNOWN_FOR: Mapping[str, Iterable[str]] = {
     "infeasible_target": ("ctc_loss", "gather", "nll_loss_forward"),
     "inf_minus_inf_or_zero_times_inf": ("mul", "sub", "masked_fill", "log", "logsumexp"),
     "optimizer_arithmetic": ("addcdiv", "foreach_addcdiv"),
-    "eps_underflow_low_precision": ("addcdiv", "clamp_min", "clamp", "rsqrt", "div"),
+    "eps_underflow_low_precision": (
+        *("addcdiv", "clamp_min", "clamp", "rsqrt", "div", "log", "sqrt", "acos", "atanh"),
+    ),
     "gradient_accumulation_overflow": ("add",),
 }
 

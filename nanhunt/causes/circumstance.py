@@ -59,6 +59,8 @@ def matrices_or_samples(spectrum: Spectrum, samples: int | None) -> str:
     return "samples" if spectrum.matrices == samples else "matrices"
 
 
+# Ops that pick some elements of a tensor out of many.
+PICKS = ("gather", "index", "index_select", "nll_loss_forward", "select", "take", "masked_select")
 AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
 NORMALISATIONS = (
     "native_batch_norm", "native_layer_norm", "native_group_norm", "cudnn_batch_norm",
@@ -139,7 +141,7 @@ def is_masked(c: Circumstance) -> bool:
     Without an inquiry the names of the nodes must do: something made of the result is masked, and
     the gradient that comes back is exactly 0.
     """
-    if c.inquiry.result is None:
+    if c.inquiry.result is None and c.inquiry.removed_by is None:
         masks = any(node.startswith(_MASKING) for node in c.after)
         return masks and is_incoming_zero(c)
     removed = base_name(c.inquiry.removed_by or "")

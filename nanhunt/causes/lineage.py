@@ -26,9 +26,9 @@ def lost_guard(chain: Sequence[Ancestor]) -> Ancestor | None:
     for ancestor in chain:
         base, scalars = base_name(ancestor.op), dict(ancestor.scalars)
         operands = dict(ancestor.operands)
-        unchanged = (0.0, operands.get("self"))
         is_eps = 0 < abs(scalars.get("other", 0.0)) < _SMALL
-        if base == "add" and is_eps and ancestor.value in unchanged:
+        # In place the op overwrote what it was given; a 0 is then all that tells.
+        if base == "add" and is_eps and ancestor.value == operands.get("self", 0.0):
             return ancestor
         bounds = {**operands, **scalars}
         low, high = bounds.get("min", -inf), bounds.get("max", inf)
@@ -69,7 +69,8 @@ def made(c: Circumstance, kind: Making) -> Ancestor | None:
     """The op that made a critical operand of a culprit in this way, if one did."""
     for role, chain in c.inquiry.lineage:
         if chain and making(chain) == kind and is_critical(chain[0].value, role, c):
-            return lost_guard(chain) if kind == "guard" else chain[-1]
+            flushed = next(filter(_is_flushed, chain), chain[-1])
+            return lost_guard(chain) if kind == "guard" else flushed
     return None
 
 

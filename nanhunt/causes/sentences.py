@@ -136,7 +136,8 @@ def why_guard(c: Circumstance) -> str:
     lost = made(c, "guard")
     if lost is None:
         return f"The eps that guards the division is not representable in {c.dtype}."
-    guards = [f"{n} = {v:g}" for n, v in lost.scalars if v]
+    given = (*lost.scalars, *lost.operands)
+    guards = [f"{name} = {value:g}" for name, value in given if value and name != "self"]
     return (
         f"The guard is lost to rounding: {_maker(lost)} with {', '.join(guards)} returned "
         f"{lost.value:g}, since {lost.dtype} has no such number there; {c.base} then meets exactly "

@@ -7,6 +7,7 @@ from nanhunt.causes.circumstance import (
     DOMAINS,
     EXPONENTIALS,
     HALF,
+    PICKS,
     SOFTMAXES,
     SOLVERS,
     Circumstance,
@@ -133,7 +134,7 @@ CAUSES: tuple[Cause, ...] = (
         "A CTC target longer than its input, an action that the mask forbids: the model gives it "
         "probability 0 whatever its parameters, and the negative logarithm of that is inf. The "
         "target, or the mask, is wrong.",
-        lambda c: c.base in ("ctc_loss", "cudnn_ctc_loss") or c.is_asked,
+        lambda c: c.base in ("ctc_loss", "cudnn_ctc_loss") or (c.is_asked and c.base in PICKS),
         fixed(
             "The target cannot be reached whatever the parameters are: its probability is 0, and "
             "the loss takes the logarithm."

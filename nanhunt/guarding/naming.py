@@ -1,6 +1,6 @@
 """What the modules and parameters of a running program are called."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,12 @@ from nanhunt.replay.ends import read_sink
 _OTHER = "other tensors"
 
 
-def is_bad(tensor: Tensor) -> bool:
-    """Whether a tensor holds NaN or an infinity."""
-    return not is_lazy(tensor) and not measurement.count(tensor.detach()).is_finite
+def bad_among(tensors: Sequence[Tensor]) -> list[int]:
+    """Positions of the tensors that hold NaN or an infinity; to be asked without gradients."""
+    if any(map(is_lazy, tensors)):
+        return [i for i, t in enumerate(tensors) if not is_lazy(t) and bad_among([t])]
+    found = measurement.suspects(tensors)
+    return [i for i in found if not measurement.count(tensors[i].detach()).is_finite]
 
 
 class Names:
@@ -55,10 +58,10 @@ class Names:
             *(("buffer", name, tensor) for name, tensor in root.named_buffers()),
         ]
         with unrecorded(), torch.no_grad():
-            for kind, name, tensor in tensors:
-                if is_bad(tensor):
-                    sink = read_sink(kind, _joined(prefix, name), tensor, None)
-                    self._recorder.note_state(sink, tensor)
+            for position in bad_among([tensor for _, _, tensor in tensors]):
+                kind, name, tensor = tensors[position]
+                sink = read_sink(kind, _joined(prefix, name), tensor, None)
+                self._recorder.note_state(sink, tensor)
 
     def of(self, tensors: Iterable[Tensor]) -> Iterator[tuple[str, str, Tensor]]:
         """Each tensor behind the root that it belongs to and its name there."""

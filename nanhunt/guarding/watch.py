@@ -17,7 +17,7 @@ from nanhunt.analysis import Suspect, find_suspects
 from nanhunt.errors import NonFiniteError
 from nanhunt.guarding import wording
 from nanhunt.guarding.allowing import Allowed
-from nanhunt.guarding.naming import Names, is_bad
+from nanhunt.guarding.naming import Names, bad_among
 from nanhunt.guarding.wires import is_in_engine
 from nanhunt.recorder import Recorder, unrecorded
 from nanhunt.records import Finding, OpEvent, Report, Sink, SinkKind, Trace
@@ -146,7 +146,7 @@ class Watch:
             known = next((loss for scaled, loss in self._unscaled if scaled() is root), None)
             loss = self._loss = root.detach() if known is None else known
             with unrecorded(), torch.no_grad():
-                if not is_bad(loss):
+                if not bad_among([loss]):
                     continue
                 if known is None and not bool(torch.isnan(loss)) and self._has_remedy():
                     continue  # it was computed with after it was scaled: the scale may be too large
@@ -160,8 +160,9 @@ class Watch:
     def _look_at_gradients(self, leaves: Iterable[Tensor], scale: float | None) -> bool:
         """Judge the gradients; whether all are finite."""
         given = [leaf for leaf in leaves if leaf.grad is not None]
+        gradients = [leaf.grad for leaf in given if leaf.grad is not None]
         with unrecorded(), torch.no_grad():
-            bad = [leaf for leaf in given if leaf.grad is not None and is_bad(leaf.grad)]
+            bad = [given[i] for i in bad_among(gradients)]
             if not bad:
                 return True
             sinks = tuple(
@@ -232,7 +233,7 @@ class Watch:
             return
         parameters = _parameters_of(optimizer)
         with unrecorded(), torch.no_grad():
-            bad = [parameter for parameter in parameters if is_bad(parameter)]
+            bad = [parameters[i] for i in bad_among(parameters)]
             sinks = tuple(
                 read_sink("stepped", name, parameter, self.recorder, group)
                 for group, name, parameter in (self._names.of(bad) if bad else ())
@@ -359,7 +360,8 @@ def _leaves_of(roots: Iterable[Any], inputs: Iterable[Any]) -> Iterator[tuple[in
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
+        following = node.next_functions
+        leaf = None if following else getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
             yield id(leaf), leaf
-        stack.extend(following for following, _ in node.next_functions)
+        stack.extend(next_node for next_node, _ in following)

@@ -88,6 +88,13 @@ class Investigation:
         self.subject, self.index = course.subject, course.subject.step
         self.batch, self.pace, self.native = course.batch, course.pace, course.replay
         self.steps = steps
+        subject = self.subject
+        is_lbfgs = isinstance(subject.optimizer, torch.optim.LBFGS)
+        if subject.train_step is None and (subject.optimizer is None or is_lbfgs):
+            what = "needs a closure" if is_lbfgs else "is missing"
+            self.notes.append(
+                f"no step changed a parameter: the optimizer {what}; give a train_step"
+            )
 
     def run(self, each: Variant, *, listed: bool = True) -> Replay:
         """Replay one variant and name its culprit."""
@@ -295,6 +302,7 @@ class Investigation:
             deterministic=self.deterministic,
             steps=self.steps,
             pace=self.pace,
+            harmless=analysis.tell_harmless(self.trace),
             notes=tuple(dict.fromkeys(self.notes)),
             not_checked=tuple(self._unchecked(precisions)),
         )

@@ -6,7 +6,7 @@ of what, and what became of the result.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from nanhunt import measurement
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.schema import Call, tensors_in
+
+Where: TypeAlias = tuple[int, ...]
 
 
 class KeptCall(NamedTuple):
@@ -83,12 +85,14 @@ def _written(call: Call, outputs: list[Tensor]) -> frozenset[int]:
     if call.info.is_view:
         return frozenset()
     mutated = {name for _, name in call.info.mutated}
-    read = {storage_key(t) for name, value in call.named if name not in mutated
-            for t in tensors_in((value,))}  # fmt: skip
-    return frozenset(key for key in map(storage_key, outputs) if key and key not in read)
+    groups: tuple[list[int], list[int]] = ([], [])  # that it read, and that it overwrote
+    for name, value in call.named:
+        groups[name in mutated].extend(map(storage_key, tensors_in((value,))))
+    fresh = {*map(storage_key, outputs)}.difference(groups[0])
+    return frozenset(fresh.union(groups[1]).difference([0]))
 
 
-def element(tensor: Tensor, where: tuple[int, ...]) -> float | None:
+def element(tensor: Tensor, where: Where) -> float | None:
     """The number at an index (of a complex one the magnitude); None where there is none."""
     if len(where) != tensor.dim() or not tensor.numel() or tensor.is_meta:
         return None
@@ -96,3 +100,41 @@ def element(tensor: Tensor, where: tuple[int, ...]) -> float | None:
         return None  # its values stand in another shape than its own
     value = measurement.dense(tensor.detach())[where].item()
     return abs(value) if isinstance(value, complex) else float(value)
+
+
+def position_of(tensor: Tensor, where: Where) -> int | None:
+    """Where in its memory an element of a tensor stands, in bytes."""
+    if tensor.layout is not torch.strided:
+        return None
+    steps = sum(i * s for i, s in zip(where, tensor.stride(), strict=True))
+    return (int(tensor.storage_offset()) + steps) * tensor.element_size()
+
+
+def index_at(tensor: Tensor, position: int) -> Where | None:
+    """The index of a tensor that stands at a position of its memory; None if none does."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return None
+    rest = position // tensor.element_size() - int(tensor.storage_offset())
+    strides = tensor.stride()
+    index = [0] * tensor.dim()
+    for d in sorted(range(tensor.dim()), key=lambda d: -strides[d]):
+        if strides[d] > 0:
+            index[d] = min(rest // strides[d], tensor.shape[d] - 1)
+            rest -= index[d] * strides[d]
+    return tuple(index) if rest == 0 and min(index, default=0) >= 0 else None
+
+
+def broadcast_index(where: Where, tensor: Tensor) -> Where:
+    """The index in a tensor that was expanded to a larger shape."""
+    tail = where[len(where) - tensor.dim() :]
+    return tuple(0 if size == 1 else i for i, size in zip(tail, tensor.shape, strict=True))
+
+
+def is_set(mask: Tensor, where: Where) -> bool:
+    """Whether a mask that is laid over a tensor is true at one of its elements."""
+    return bool(mask[broadcast_index(where, mask)])
+
+
+def base_of(call: Call) -> str:
+    """The op without namespace, leading underscores and the in-place mark."""
+    return call.info.name.rsplit("::", maxsplit=1)[-1].strip("_")

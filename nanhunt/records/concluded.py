@@ -188,8 +188,9 @@ class Report:
     `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
     `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
-    tells of those that were, the last one being the one that is reported; `notes` are further
-    measured facts; `command` repeats the run.
+    tells of those that were, the last one being the one that is reported; `harmless` are the
+    non-finite values that reached no sink; `notes` are further measured facts; `command` repeats
+    the run.
     """
 
     subject: str
@@ -212,6 +213,7 @@ class Report:
     deterministic: bool | None = None
     steps: int = 1
     pace: tuple[Pace, ...] = ()
+    harmless: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -61,6 +61,7 @@ def take_steps(
             if failed is not None or index == first + count - 1:
                 restore()
                 return Course(one.subject, one.batch, tuple(pace), failed)
+            one.advance_schedule()
     raise SubjectError(f"so many steps cannot be taken: {count}; at least 1")
 
 
@@ -96,6 +97,12 @@ class _Step:
         self.pace = replace(self.pace, skipped=True)
         return True
 
+    def advance_schedule(self) -> None:
+        """Step the scheduler as a plain loop does: after a step that happened."""
+        subject = self.subject
+        if subject.scheduler is not None and subject.train_step is None and not self.pace.skipped:
+            subject.scheduler.step()
+
     def _drive(self, recorder: Recorder | None) -> Drive:
         subject = self.subject
         drive = Drive(subject, NATIVE, self.execution, self.scale)
@@ -113,8 +120,8 @@ class _Step:
 
 def _batch_of(subject: Subject) -> Any:
     """The batch of the subject's step; a sequence starts again at its end, as an epoch does."""
-    batches = subject.batches
-    return subject.batch(subject.step if callable(batches) else subject.step % max(len(batches), 1))
+    batches, step = subject.batches, subject.step
+    return subject.batch(step if callable(batches) or step < 0 else step % max(len(batches), 1))
 
 
 def _largest_parameter(subject: Subject) -> float:

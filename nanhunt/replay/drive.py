@@ -143,6 +143,16 @@ class Drive:
                 if parameter.requires_grad and not is_finite(parameter)
             )
             self.sinks.extend(found)
+            self._judge_scaler(recorder, order)
+
+    def _judge_scaler(self, recorder: Recorder | None, order: int) -> None:
+        """Look at the gradients again that the scaler has unscaled: a scale of 0 spoils them."""
+        if not has_scaler(self.subject) or self.failures:
+            return
+        groups, sinks = measure_gradients(self.subject, recorder, order)
+        if sinks:
+            self.groups = groups
+            self.sinks.extend(sinks)
 
     def _optimize(self, scaler: Any) -> bool:
         """Step the optimizer as a plain loop does, and as a scaler lets it; tell whether it did."""
@@ -185,7 +195,7 @@ class Drive:
         if self.variant.net_only and not self.execution.root_forwards:
             notes.append("the root module was not called as a whole: autocast had no effect")
         # Whether a step of its own has unscaled its gradients by then is not known.
-        scale = self.scale if self.subject.train_step is None else 1.0
+        scale = self.scale or 1.0 if self.subject.train_step is None else 1.0
         scaled = [
             Group(g.name, g.norm / scale, g.nonfinite, g.parameters, g.without_gradient)
             for g in self.groups

@@ -124,6 +124,8 @@ class _Attempt:
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
                 recorder = Recorder(execution.half.execute, scope) if scope else None
+                if recorder:
+                    recorder.next_step(subject.step)
                 with recorder.recording(subject.model) if recorder else contextlib.nullcontext():
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
@@ -152,7 +154,7 @@ def blame_terms(subject: Subject, batch: Any, at: Sequence[str]) -> dict[str, bo
     """
     finite: dict[str, bool] = {}
     with preserved(subject), beneath(), torch.enable_grad():
-        seed_generators(subject.seed)
+        seed_generators(subject.seed + subject.step)
         copied = cast_batch(NATIVE, batch)
         value = subject.call_loss(copied)
         if not isinstance(value, Mapping):

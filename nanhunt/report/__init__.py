@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FORMS: Mapping[str, str] = MappingProxyType(
     {
+        "harmless": "nanhunt.report.harmless",
         "modules": "nanhunt.report.modules",
         "short": "nanhunt.report.short",
         "terminal": "nanhunt.report.terminal",

@@ -277,12 +277,21 @@ def _station(step: Step) -> str:
 def _notes(report: Report, sheet: Sheet) -> list[Text]:
     """Further measured facts, and what was not looked at."""
     inner = sheet.inside(FOOT)
-    facts = [*report.notes, *_REPEATED[report.deterministic]]
+    facts = [*report.notes, *_harmless(report), *_REPEATED[report.deterministic]]
     notes = [line for words in facts for line in _bulleted(words, inner)]
     return [
         *beside(said(("Notes", "bold")), notes, FOOT),
         *beside(said(("Not checked", "bold")), inner.flowed(report.not_checked, " · "), FOOT),
     ]
+
+
+def _harmless(report: Report) -> list[str]:
+    """That there are non-finite values which reached nobody."""
+    count = len(report.harmless)
+    if not count:
+        return []
+    lines = "1 line of code made" if count == 1 else f"{count} lines of code made"
+    return [f"{lines} non-finite values that reached neither loss nor gradient (--harmless)"]
 
 
 # --- a healthy report ----------------------------------------------------------------------------

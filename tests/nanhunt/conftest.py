@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from nanhunt.records import Ablation, Finding, Frame, Group, Report, Run, Step, Term
+from nanhunt.records import Ablation, Finding, Frame, Group, Pace, Report, Run, Step, Term
 
 VERSIONS = (("nanhunt", "0.1.0"), ("torch", "2.13.0+cpu"), ("python", "3.11.9"))
 NAN, INF = math.nan, math.inf
@@ -255,6 +255,44 @@ def double_report(incident_report):
 
 
 @pytest.fixture
+def course_report(incident_report):
+    """The twelfth step of many, which read what the one before had left."""
+    early = Finding(
+        phase="forward",
+        op="aten::log",
+        file="examples/course.py",
+        line=88,
+        function="note",
+        source="self.noted.copy_((x.min() - 0.2).log())",
+        module="norm",
+        cause="domain_error",
+        dtype="float32",
+        evidence=("log returned 1 NaN of 1 elements []", "self: -0.2 there"),
+        explanation="log is real for x > 0 only.",
+        step=10,
+        poisoned=(("head", 6, 6),),
+    )
+    taken = [Pace(i, 4.0 - i / 4, 20.0 + i, 1.0 + i / 16, skipped=i == 6) for i in range(11)]
+    lost = replace(NATIVE, loss=NAN, culprit="aten::log", culprit_line="examples/course.py:88")
+    return replace(
+        incident_report,
+        subject="examples/course.py:build",
+        batch=11,
+        command="nanhunt replay examples/course.py:build --steps 40",
+        headline="the loss is nan",
+        culprits=(early,),
+        runs=(lost,),
+        ablations=(),
+        precision="",
+        twins=(),
+        weights=(),
+        steps=40,
+        pace=(*taken, Pace(11, NAN, NAN, 1.6875)),
+        notes=(),
+    )
+
+
+@pytest.fixture
 def hostile_report(incident_report):
     """Names that look like markup, control the terminal, or are far too long."""
     nasty = "[red]x[/red]\x1b[31m\r\nnext\tline \u202e" + "very_long_name." * 12
@@ -303,7 +341,9 @@ def hostile_report(incident_report):
     )
 
 
-@pytest.fixture(params=["incident", "healthy", "at_risk", "unexplained", "double", "hostile"])
+@pytest.fixture(
+    params=["incident", "healthy", "at_risk", "unexplained", "double", "course", "hostile"]
+)
 def any_report(request):
     """Each of the reports in turn."""
     return request.getfixturevalue(f"{request.param}_report")

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pytest
 
 from nanhunt import cli, loading, store
-from nanhunt.causes import CAUSES
+from nanhunt.causes import CAUSES, causes_of
 
 PLANT = """
 import sys
@@ -84,6 +84,17 @@ def no_terms():
 
 def frozen():
     return step(lambda model, x: model(x).mean(), model=nn.Linear(3, 1).requires_grad_(False))
+
+
+def late():
+    from nanhunt.subject import Subject
+
+    def loss(model, x):
+        return (model(x) * 0 + x.mean()).sqrt().mean()
+
+    model = nn.Linear(3, 1)
+    batches = [torch.ones(4, 3) * k for k in (3.0, 2.0, -1.0, 1.0)]
+    return Subject(model, batches, loss, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def fails():
@@ -205,6 +216,51 @@ def test_equal_code_in_two_files_is_told_apart(run, folder):
         assert f"{name}.py:{line_of('return {')} in sick.<locals>.loss" in out
 
 
+def test_steps(run, folder):
+    """The step that fails is named and so are those before it; the saved report has them too."""
+    code, out, err = run(*replay("late", "--steps", "9", "--json", "r.json", "--exit-code"))
+    assert (code, err) == (1, "")
+    assert f"plant.py:{line_of('return (model(x) * 0')} in late.<locals>.loss" in out
+    assert "float32 · step 2" in out
+    assert [line.split()[0] for line in table(out, "Steps")] == ["0", "1", "2"]
+    assert "3 of 9 steps taken; the last one failed" in out
+    report = store.load(folder / "r.json")
+    assert (report.batch, report.steps, [p.step for p in report.pace]) == (2, 9, [0, 1, 2])
+    assert report.culprits[0].step == 2
+    assert report.command.endswith("--steps 9 --json r.json --exit-code")
+    assert run("show", "r.json") == (0, out, "")
+
+
+def test_steps_from_a_batch_on(run):
+    """`--batch` is the first of them; a healthy course tells how many were taken."""
+    _, out, _ = run(*replay("late", "--steps", "2"))
+    assert "HEALTHY" in out
+    assert "2 of 2 steps taken; all finite" in out
+    _, out, _ = run(*replay("late", "--steps", "3", "--batch", "3"))
+    assert [line.split()[0] for line in table(out, "Steps")] == ["3", "4", "5"]
+    assert "3 of 3 steps taken; all finite" in out
+    assert "Steps" not in run(*replay("late"))[1]
+
+
+def table(out, head):
+    """The rows below the head of a table, without the line that ends it."""
+    lines = [line.strip() for line in out.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith(head)) + 1
+    return lines[start : next(i for i in range(start, len(lines)) if ";" in lines[i])]
+
+
+@pytest.mark.parametrize("op", ["log", "aten::sqrt", "div_"])
+def test_explain_an_op(run, op):
+    """Every cause that an op is known for, one below the other."""
+    code, out, err = run("explain", op)
+    assert (code, err) == (0, "")
+    found = causes_of(op)
+    assert len(found) > 1
+    heads = [f"{cause.slug}: {cause.title}" for cause in found]
+    assert [line for line in out.splitlines() if line in heads] == heads
+    assert out.count("\n\n") == len(found) - 1
+
+
 def test_first_line_tells_of_the_bundled_incident(run, monkeypatch):
     """Whoever names no subject is told which one is replayed."""
     monkeypatch.setattr(loading, "BUNDLED", "plant.py:healthy")
@@ -298,6 +354,8 @@ def line_of(text):
     return next(i for i, line in enumerate(PLANT.splitlines(), 1) if line.strip().startswith(text))
 
 
+RAISED_IN_A_STEP = f"step 0 raised IndexError: row 9 of 4 (plant.py:{line_of('raise IndexError')})"
+
 REFUSALS = [
     (("replay", "gone.py:f"), "there is no file gone.py; give path/to/file.py:factory"),
     (
@@ -341,6 +399,9 @@ REFUSALS = [
         replay("healthy", "--batch", "-1"),
         "batch -1 is out of range: the subject has 1 (0 to 0)",
     ),
+    (replay("late", "--steps", "0"), "so many steps cannot be taken: 0; at least 1"),
+    (replay("late", "--steps", "-3"), "so many steps cannot be taken: -3; at least 1"),
+    (replay("raises", "--steps", "3"), RAISED_IN_A_STEP),
     (replay("vector"), "the loss is to be a scalar; got shape [4, 1]: reduce it, as by .mean()"),
     (replay("detached"), NO_GRAPH),
     (
@@ -426,9 +487,15 @@ REFUSALS = [
     (("show", "."), ".: cannot be read (it is a folder); give a report that nanhunt saved"),
     (
         ("explain", "poles"),
-        f"no cause is called 'poles'; did you mean pole? known: {SLUGS}",
+        (
+            "no cause is called 'poles', and no op of that name is known for one; did you mean "
+            f"pole? known: {SLUGS}"
+        ),
     ),
-    (("explain", "xyzzy"), f"no cause is called 'xyzzy'; known: {SLUGS}"),
+    (
+        ("explain", "xyzzy"),
+        f"no cause is called 'xyzzy', and no op of that name is known for one; known: {SLUGS}",
+    ),
 ]
 
 
@@ -449,11 +516,13 @@ def test_refusals(run, folder, monkeypatch, words, sentence):
         (replay("healthy", "--batch", "1.5"), "Invalid value for '--batch': "),
         (replay("healthy", "--batch"), "Option '--batch' requires an argument"),
         (replay("healthy", "--bach", "1"), "No such option: --bach"),
+        (replay("healthy", "--steps", "1.5"), "Invalid value for '--steps': "),
+        (replay("healthy", "--steps", "many"), "Invalid value for '--steps': "),
         (replay("healthy", "more"), "Got unexpected extra argument"),
         (("replai",), "No such command 'replai'. Did you mean 'replay'"),
         (("--nope",), "No such option: --nope"),
         (("show",), "Missing argument 'report'"),
-        (("explain",), "Missing argument 'cause'"),
+        (("explain",), "Missing argument 'name'"),
     ],
 )
 def test_wrong_words(run, words, beginning):

@@ -203,7 +203,7 @@ FAULTS = [
     (half_overflow, ("forward", "aten::mul", None, "half")),
     (micro_batches, ("backward", "aten::sqrt", "SqrtBackward0", "micro")),
     (steps_inside, ("backward", "aten::sqrt", "SqrtBackward0", "inside")),
-    (gradient_penalty, ("backward", "aten::sqrt", "SqrtBackward0", "penalty")),
+    (gradient_penalty, ("forward", "aten::sqrt", "SqrtBackward0", "penalty")),
     (curved_penalty, ("backward", "aten::pow", "PowBackward0", "curved")),
     (repaired_element, ("forward", "aten::sqrt", None, "repaired")),
     (custom_function, ("backward", "custom:SafeLog", "SafeLogBackward", "applied")),
@@ -251,9 +251,12 @@ def test_values_of_a_decomposition_are_no_fault():
 
 
 def test_a_gradient_transform():
-    """`torch.func.grad` in the loss: its tensors have no memory of their own to be read."""
+    """`torch.func.grad` in the loss: its tensors have no memory of their own to be read.
+
+    The loss itself is not finite, so the backward that it ran is part of the forward.
+    """
     phase, _, node, line = culprit(find(lambda m, x: transform(m, x, safe=False)))
-    assert (phase, node, line) == ("backward", "SqrtBackward0", "transform")
+    assert (phase, node, line) == ("forward", "SqrtBackward0", "transform")
     assert is_silent(find(lambda m, x: transform(m, x, safe=True)))
 
 
@@ -316,8 +319,8 @@ def test_module_of_the_culprit():
     assert (found.module, mark(found)) == ("1.1", "inner")
 
 
-def test_first_of_two_faults_is_named():
-    """In the order of time of the phase that failed."""
+def test_two_independent_faults_are_both_named():
+    """In the order of time of the phase that failed; a replay with both repaired tells it."""
 
     def loss_fn(m, x):
         y = m(x)
@@ -325,7 +328,12 @@ def test_first_of_two_faults_is_named():
         b = (y * 0).sqrt()  # earlier in the backward
         return (a + b).sum()
 
-    assert culprit(find(loss_fn))[3] == "earlier in the backward"
+    report = find(loss_fn)
+    assert [mark(found) for found in report.culprits] == [
+        "earlier in the backward",
+        "earlier in the forward",
+    ]
+    assert report.notes[0].startswith("2 births are independent: repairing all of them at birth ")
 
 
 def test_an_infinity_that_was_asked_for_comes_last():

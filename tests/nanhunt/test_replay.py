@@ -170,6 +170,20 @@ def test_terms_are_ranked_by_one_backward_each():
     assert blame_terms(Subject(Scale(), [], lambda m, x: m(x).sum()), (ONES,), ["weight"]) == {}
 
 
+def test_terms_are_ranked_in_the_step_that_failed():
+    """With the numbers that this step draws, not with those of another."""
+
+    def loss_fn(m, x):
+        y, drawn = m(x), torch.rand(())
+        return {"a": (y * (drawn - at_three)).square().sum().sqrt(), "b": y.sum()}
+
+    torch.manual_seed(7 + 3)
+    at_three = torch.rand(())
+    subject = Subject(Scale(), [], loss_fn, seed=7)
+    assert blame_terms(subject, (ONES,), ["weight"]) == {"a": True, "b": True}
+    assert blame_terms(subject.at(3), (ONES,), ["weight"]) == {"a": False, "b": True}
+
+
 def test_a_variant_that_raises_is_a_row():
     """The native step that raises is an error, a variant's is told."""
 

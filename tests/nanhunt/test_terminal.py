@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nanhunt import store
 from nanhunt.errors import StoreError, UsageError
-from nanhunt.records import Answer, Group, Report, Run
+from nanhunt.records import Answer, Group, Pace, Report, Run
 from nanhunt.report import FORMS, renderer
 
 GOLD = Path(__file__).parents[1] / "gold"
@@ -46,6 +46,7 @@ def shown(report, width=100, *, color=None):
         ("at_risk", 100),
         ("unexplained", 100),
         ("double", 80),
+        ("course", 100),
     ],
 )
 def test_gold(name, width, request):
@@ -108,6 +109,39 @@ def test_healthy_is_short(healthy_report):
     lines = shown(healthy_report).splitlines()
     assert len(lines) == 6
     assert "Runs" not in "\n".join(lines)
+
+
+def test_pace_of_a_healthy_course(healthy_report):
+    """A healthy report shows the steps as well, and that all of them were finite."""
+    pace = tuple(Pace(i, 4.0 - i, 2.0, 1.5) for i in range(3))
+    lines = shown(replace(healthy_report, steps=3, pace=pace)).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(" Steps"))
+    assert lines[at].split() == ["Steps", "loss", "‖g‖", "total", "largest", "parameter", "before"]
+    assert [line.split() for line in lines[at + 1 : at + 5]] == [
+        ["0", "4", "2", "1.5"],
+        ["1", "3", "2", "1.5"],
+        ["2", "2", "2", "1.5"],
+        ["3", "of", "3", "steps", "taken;", "all", "finite"],
+    ]
+
+
+def test_pace_of_a_course_that_failed(course_report, incident_report):
+    """The last few steps, which one was skipped, and how many were taken."""
+    text = shown(course_report)
+    rows = text[text.index("\n Steps") + 1 :].splitlines()
+    assert [row.split()[0] for row in rows[1:9]] == ["4", "5", "6", "7", "8", "9", "10", "11"]
+    assert rows[3].startswith(" 6 skipped by the scaler ")
+    assert rows[8].split() == ["11", "nan", "nan", "1.688"]
+    assert rows[9] == " 12 of 40 steps taken; the last one failed"
+    assert "module norm · float32 · step 10" in text
+    assert "Steps" not in shown(incident_report)
+    assert " step 0" not in shown(incident_report)
+
+
+def test_step_of_bad_data_is_not_told_twice(course_report):
+    """What was not finite before the step has no step of its own."""
+    data = replace(course_report.culprits[0], phase="data", op="input", where="batch[0]", step=0)
+    assert "· step" not in shown(replace(course_report, culprits=(data,)))
 
 
 @pytest.mark.parametrize("run", [Run("fp16", raised="no kernel"), Run("fp16", loss=math.inf)])
