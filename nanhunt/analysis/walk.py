@@ -82,7 +82,8 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
             continue
         visited.add(source)
         if source < 0:
-            made.append(Stop("data", state=trace.state[-1 - source]))
+            state = trace.state[-1 - source]
+            (asked if state.asked else made).append(Stop("data", state=state))
             continue
         event = trace.events[source]
         if event.asked:

@@ -1,6 +1,7 @@
 """What is known about a culprit, and the questions that the rows of the table ask of it."""
 
 from dataclasses import dataclass, field
+from math import isnan
 
 from nanhunt.records import Birth, Inquiry, Operand, Phase, Spectrum, TensorFacts
 
@@ -65,6 +66,7 @@ AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
 NORMALISATIONS = (
     "native_batch_norm", "native_layer_norm", "native_group_norm", "cudnn_batch_norm",
     "native_batch_norm_legit", "native_batch_norm_legit_no_training", "fused_rms_norm",
+    "weight_norm_interface",
 )  # fmt: skip
 SOLVERS = (
     "linalg_solve_ex", "linalg_solve_triangular", "triangular_solve", "linalg_inv_ex",
@@ -85,7 +87,7 @@ DOMAINS = {
 }  # fmt: skip
 _LOGS = ("log", "log2", "log10", "xlogy")
 POLES = (*_LOGS, "log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "xlog1py")
-EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh", "softplus")
+EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh", "softplus", "linalg_matrix_exp")
 DIVISIONS = (
     "div",
     "reciprocal",
@@ -98,7 +100,8 @@ DIVISIONS = (
 STEEP = {
     "sqrt": "0", "pow": "0", "rsqrt": "0", "acos": "±1", "asin": "±1", "acosh": "1",
     "atanh": "±1", "log": "0", "log2": "0", "log10": "0", "norm": "0", "linalg_vector_norm": "0",
-    "cdist_forward": "0", "std": "zero spread", "prod": "0",
+    "cdist_forward": "0", "std": "zero spread", "prod": "0", "special_entr": "0", "xlogy": "0",
+    "log1p": "-1", "erfinv": "±1", "logit": "0 and 1",
 }  # fmt: skip
 SOFTMAXES = ("softmax", "log_softmax", "logsumexp", "safe_softmax")
 _MASKING = (
@@ -145,7 +148,16 @@ def is_masked(c: Circumstance) -> bool:
         masks = any(node.startswith(_MASKING) for node in c.after)
         return masks and is_incoming_zero(c)
     removed = base_name(c.inquiry.removed_by or "")
-    return bool(removed) and removed != "nan_to_num"
+    # nan_to_num over 0 times an infinity that was asked for hides a product, not a branch.
+    return bool(removed) and (removed != "nan_to_num" or not is_kept_infinity(c))
+
+
+def is_empty_row(c: Circumstance) -> bool:
+    """Whether a softmax met a row without any entry, or its backward what had come of that."""
+    if c.base not in SOFTMAXES or c.birth is None:
+        return False
+    result = c.inquiry.result
+    return c.birth.from_asked or (result is not None and isnan(result))
 
 
 def is_empty_reduction(c: Circumstance) -> bool:

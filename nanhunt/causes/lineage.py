@@ -9,7 +9,7 @@ from nanhunt.records import Ancestor, Inquiry
 
 Making = Literal["guard", "difference", "underflow", "given", "exact"]
 
-_DIFFERENCES = ("sub", "rsub", "add")
+_DIFFERENCES = ("sub", "rsub", "add", "addcmul", "baddbmm", "addmm")
 _CLAMPS = ("clamp", "clamp_min", "clamp_max")
 _SMALL = 0.01  # an eps is smaller
 # What makes 0 of numbers that are not 0 where the result is too small for the dtype.

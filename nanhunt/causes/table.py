@@ -8,7 +8,6 @@ from nanhunt.causes.circumstance import (
     EXPONENTIALS,
     HALF,
     PICKS,
-    SOFTMAXES,
     SOLVERS,
     Circumstance,
     divides_by_zero,
@@ -16,6 +15,7 @@ from nanhunt.causes.circumstance import (
     is_at_pole,
     is_decomposition,
     is_empty_reduction,
+    is_empty_row,
     is_infinity_turned,
     is_kept_infinity,
     is_masked,
@@ -157,7 +157,7 @@ CAUSES: tuple[Cause, ...] = (
         "A softmax normalises by the sum of exponentials; over a row in which every entry is "
         "-inf that sum is 0, and the result is NaN. The mask is intended, the row without any "
         "entry is not.",
-        lambda c: c.base in SOFTMAXES and c.birth is not None and c.birth.from_asked,
+        is_empty_row,
         why_row,
         ("finfo_min_mask", "zero_empty_rows"),
     ),

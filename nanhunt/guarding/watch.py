@@ -24,8 +24,9 @@ from nanhunt.records import Finding, OpEvent, Report, Sink, SinkKind, Trace
 from nanhunt.replay.ends import read_sink
 from nanhunt.report.short import tell
 
-# So many events are always held, as far as they go back; older ones are let go between two steps.
-KEPT = 200_000
+# So many events are always held. Once there are twice as many, the older ones are let go between
+# two steps: to do so takes a look at all of them.
+KEPT = 100_000
 _SINK_OF: Mapping[str, SinkKind] = {"backward": "gradient", "optimizer": "stepped"}
 
 
@@ -44,7 +45,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.recorder = Recorder()
-        self.is_listening = True
+        self.is_listening = True  # but not while it tells the user
         self._thread = threading.get_ident()
         self._choices: list[Choice] = []
         self._names = Names(self.recorder)
@@ -254,7 +255,8 @@ class Watch:
     def _forget(self) -> None:
         """Let go of events that no later report needs: a backward or a step has come to its end."""
         position = self.recorder.position
-        before = max((m for m in self._marks if position - m >= KEPT), default=0)
+        old = [m for m in self._marks if position - m >= KEPT] if position >= 2 * KEPT else []
+        before = max(old, default=0)
         self.recorder.let_go(before)
         left = position - self.recorder.position
         self._marks = [m - left for m in self._marks if m > before] if before else self._marks

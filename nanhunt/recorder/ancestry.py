@@ -33,6 +33,7 @@ _SUMS = frozenset(
     ["sum", "mean", "linalg_vector_norm", "norm", "amax", "amin", "max", "min", "cumsum", "var",
      "std"]
 )  # fmt: skip
+_PICKS = frozenset(["index", "index_select", "gather"])
 _MATMULS = frozenset(["mm", "bmm", "mv", "dot"])
 _PRODUCTS = frozenset(["prod", "cumprod"])
 _EXTREMES = frozenset(["amax", "amin", "max", "min"])
@@ -41,7 +42,7 @@ _LAID = frozenset(
     ["copy", "to_copy", "softmax", "log_softmax", "safe_softmax", "softmax_backward_data",
      "log_softmax_backward_data", "native_dropout", "triu", "tril"]
 )  # fmt: skip
-_PASSING = COPIES | _SUMS | _PRODUCTS | BOUNDS
+_PASSING = COPIES | _SUMS | _PRODUCTS | BOUNDS | _PICKS
 # Ops whose output can be 0 where all they were given is not 0 count as the makers of a 0; these
 # pass a 0 on.
 _KEEP_ZERO = frozenset(["sqrt", "pow", "square", "sin", "tanh", "log1p", "expm1", "sign", "relu"])
@@ -171,6 +172,8 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
         return None
     if call.info.is_pointwise or base in _LAID or base.startswith("foreach_"):
         return _laid(output, where, operand)
+    if base in _PICKS:
+        return _picked(call, operand, where) if operand is dict(call.named)["self"] else None
     if base in _MATMULS:
         slices = _line_of(call, operand, where)
     elif base in _SUMS or base in _PRODUCTS:
@@ -186,6 +189,24 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
     flat = sizes.argmin() if base in _PRODUCTS or base.endswith("min") else sizes.argmax()
     inner = iter(torch.unravel_index(flat, sizes.shape) if sizes.dim() else ())
     return tuple(int(next(inner)) if isinstance(s, slice) else s for s in slices)
+
+
+def _picked(call: Call, operand: Tensor, where: Where) -> Where | None:
+    """The element of its first operand that an op picked for an element of its output."""
+    named, base = dict(call.named), base_of(call)
+    if base != "index":
+        axis, index = named["dim"] % operand.dim(), named["index"]
+        at = where if base == "gather" else where[axis : axis + 1]
+        return (*where[:axis], int(index[at]), *where[axis + 1 :])
+    given = [(axis, mask) for axis, mask in enumerate(named["indices"]) if mask is not None]
+    if len(given) != 1:
+        return None
+    axis, mask = given[0]
+    if mask.dtype == torch.bool:  # a mask of several dimensions makes one of them
+        chosen = mask.nonzero()[where[axis]].tolist()
+        return (*where[:axis], *chosen, *where[axis + 1 :])
+    at, rest = where[axis : axis + mask.dim()], where[axis + mask.dim() :]
+    return (*where[:axis], int(mask[at]) % operand.shape[axis], *rest)
 
 
 def _line_of(call: Call, operand: Tensor, where: Where) -> tuple[Any, ...] | None:

@@ -6,6 +6,7 @@ are known here; every other input is finite without being looked at.
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Flow:
             asked = _looks_like_a_mask(tensor, sink.facts)
         part = Part(-1 - len(self.state), asked, region_of(tensor))
         self.poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
-        self.state.append(sink)
+        self.state.append(replace(sink, asked=asked))
 
     def is_settled(self) -> bool:
         """Whether no memory in use holds a non-finite value that a recorded op left there.

@@ -219,8 +219,9 @@ class Sink:
     """A tensor at which a non-finite value matters, or one that the step started from.
 
     `last` are the events that left its non-finite elements there, as in `OpEvent.sources`;
-    `order` is that of the stations of the step at which it was read, and `is_unwritten` whether
-    its values look like memory that was never written to.
+    `order` is that of the stations of the step at which it was read; `is_unwritten` is whether its
+    values look like memory that was never written to, and `asked` whether they are infinities that
+    the program asked for, as a mask is.
     """
 
     kind: SinkKind
@@ -231,6 +232,7 @@ class Sink:
     where: tuple[int, ...] = ()
     order: int = 0
     is_unwritten: bool = False
+    asked: bool = False
 
     @property
     def is_finite(self) -> bool:

@@ -808,6 +808,7 @@ def test_chain_of_an_inquiry():
         (
             "log",
             [
+                "eps_underflow_low_precision",
                 "underflow_to_zero",
                 "cancellation",
                 "inf_minus_inf_or_zero_times_inf",

@@ -742,8 +742,8 @@ def test_events_do_not_grow_without_end(monkeypatch, held):
     monkeypatch.setattr(watch, "KEPT", 100)
     with nanhunt.detect():
         counts = loop(50, Net(), held)
-    assert max(counts) < 400
-    assert counts[-1] - counts[20] <= (0 if held is None else 32)
+    assert 100 < max(counts) < 400
+    assert max(counts[30:]) <= max(counts[:20]) + (0 if held is None else 64)
 
 
 def test_evaluation_is_let_go_as_well(monkeypatch):
@@ -753,7 +753,7 @@ def test_evaluation_is_let_go_as_well(monkeypatch):
     with nanhunt.detect(), torch.no_grad():
         for _ in range(50):
             model(torch.ones(2, 4))
-        assert WIRES.own.recorder.position < 200
+        assert WIRES.own.recorder.position < 220
 
 
 def test_what_was_let_go_is_still_accounted_for(monkeypatch):
