@@ -166,7 +166,7 @@ def _is_node(true: str | None, named: Named) -> bool:
 def _is_place(truth: Mapping[str, Any], named: Named, source: str) -> bool:
     if truth["phase"] == "data" or truth["op"] in DATA:
         # No call of the step made it: what counts is which tensor it is, where that is told.
-        is_there = named.where is None or truth.get("where") in (None, named.where)
+        is_there = _is_within(named.where, truth.get("where"))
         return named.phase == truth["phase"] and is_there
     is_update = truth["phase"] == "optimizer"
     if is_update and not _has_step(source) and named.line is None:
@@ -174,9 +174,16 @@ def _is_place(truth: Mapping[str, Any], named: Named, source: str) -> bool:
     return named.line in marked(source, truth["marker"], needed=not is_update)
 
 
+def _is_within(named: str | None, true: str | None) -> bool:
+    """Whether a tensor that was named is the true one, or one inside of it, as far as is told."""
+    if named is None or true is None:
+        return True
+    return named == true or named.startswith((f"{true}[", f"{true}."))
+
+
 def _is_also(other: str, named: Named, *, phase: bool, line: bool) -> bool:
     if other.startswith(("batch[", "param:", "buffer:")):
-        return named.phase == "data" and named.where == other
+        return named.phase == "data" and _is_within(named.where, other)
     if other == "optimizer":
         return named.phase == other
     return phase and line and _is_op(other, named)

@@ -61,7 +61,16 @@ def matrices_or_samples(spectrum: Spectrum, samples: int | None) -> str:
 
 
 # Ops that pick some elements of a tensor out of many.
-PICKS = ("gather", "index", "index_select", "nll_loss_forward", "select", "take", "masked_select")
+PICKS = (
+    "gather",
+    "index",
+    "index_select",
+    "nll_loss_forward",
+    "nll_loss2d_forward",
+    "select",
+    "take",
+    "masked_select",
+)
 AVERAGES = ("mean", "nanmean", "std", "var", "std_mean", "var_mean")
 NORMALISATIONS = (
     "native_batch_norm", "native_layer_norm", "native_group_norm", "cudnn_batch_norm",

@@ -180,10 +180,8 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
         slices = _slice_of(call, operand, output, where)
     else:
         return None
-    if slices is None:
-        return None
-    values = operand.detach()[slices]
-    if not values.numel():
+    values = operand.detach()[slices] if slices is not None else operand[:0]
+    if slices is None or not values.numel():
         return None
     sizes = values.float() if base in _EXTREMES else values.abs().float()
     flat = sizes.argmin() if base in _PRODUCTS or base.endswith("min") else sizes.argmax()

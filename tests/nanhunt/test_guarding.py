@@ -18,6 +18,8 @@ from nanhunt.errors import NonFiniteError, UsageError
 from nanhunt.guarding import watch
 from nanhunt.guarding.wires import WIRES
 from nanhunt.recorder.mode import Recorder
+from nanhunt.report import renderer
+from nanhunt.report.short import tell
 
 INF, NAN = math.inf, math.nan
 BORN = {"stop": "birth"}
@@ -653,6 +655,22 @@ def test_the_error_travels():
         leaf(0.0).sqrt().sum().backward()
     again = pickle.loads(pickle.dumps(box[0]))  # noqa: S301 - our own
     assert (str(again), repr(again.report)) == (str(box[0]), repr(box[0].report))
+
+
+# -- the short report ------------------------------------------------------------------------------
+
+
+def test_the_short_report_is_plain(any_report):
+    """Whatever a report holds: no markup, nothing that a terminal obeys, no long lines."""
+    lines = renderer("short")(any_report).plain.splitlines()
+    assert all(line.isprintable() and len(line) <= 100 for line in lines)
+    assert any_report.headline.split()[0][:5] in lines[0]
+
+
+def test_a_short_report_without_a_culprit(unexplained_report, healthy_report):
+    """It says that it cannot tell."""
+    assert "cannot tell" in tell(unexplained_report)
+    assert len(tell(healthy_report).splitlines()) == 1
 
 
 # -- what it must not change -----------------------------------------------------------------------
