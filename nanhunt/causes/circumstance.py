@@ -244,3 +244,9 @@ _RUNAWAY = 100.0
 def is_unwritten(c: Circumstance) -> bool:
     """Whether a tensor that the step was given looks like memory that nobody wrote to."""
     return c.phase == "data" and c.op == "parameter" and c.is_unwritten
+
+
+def is_scale_zero(c: Circumstance) -> bool:
+    """Whether a scaler took the reciprocal of its scale, one FP64 number, and that was 0."""
+    is_number = c.output is not None and c.output.shape == () and c.dtype == "float64"
+    return c.phase == "optimizer" and c.base == "reciprocal" and is_number and divides_by_zero(c)

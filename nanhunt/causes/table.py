@@ -19,6 +19,7 @@ from nanhunt.causes.circumstance import (
     is_infinity_turned,
     is_kept_infinity,
     is_masked,
+    is_scale_zero,
     is_steep,
     is_unguarded,
     is_unwritten,
@@ -160,6 +161,16 @@ CAUSES: tuple[Cause, ...] = (
         is_empty_row,
         why_row,
         ("finfo_min_mask", "zero_empty_rows"),
+    ),
+    Cause(
+        "zero_loss_scale",
+        "The loss scale is 0",
+        "A GradScaler divides the gradients by its scale before the step. At a scale of 0 all "
+        "gradients are 0 and their quotients NaN. A scale falls there when it is halved without "
+        "end, because some gradient is non-finite at every scale, or when it is set so.",
+        is_scale_zero,
+        fixed("The scaler's scale is 0, and the gradients are divided by it before the step."),
+        ("initial_scale", "find_the_overflow"),
     ),
     Cause(
         "divergence",

@@ -1,6 +1,5 @@
 """Who it was, and why: the suspects of a native replay, tried by repairs and asked about."""
 
-import linecache
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nanhunt import analysis
 from nanhunt.causes import base_name, is_difference
 from nanhunt.hunting import repairs
-from nanhunt.places import readable_frame, readable_path
+from nanhunt.places import told_finding
 from nanhunt.recorder import Scope, inquire
 from nanhunt.records import Finding, Inquiry, OpEvent, Pace, Run, Trace
 from nanhunt.replay import Replay, replay
@@ -174,14 +173,5 @@ def _budget(subject: Subject) -> int:
 def settle(finding: Finding, run: Run) -> Finding:
     """Give a finding its source line, readable paths and the size of each poisoned group."""
     sizes: Mapping[str, int] = {g.name: g.parameters - g.without_gradient for g in run.groups}
-    source = linecache.getline(finding.file or "", finding.line or 0).strip()
-    return replace(
-        finding,
-        source=source or None,
-        file=readable_path(finding.file) if finding.file else None,
-        path=tuple(
-            replace(step, frame=readable_frame(step.frame)) if step.frame else step
-            for step in finding.path
-        ),
-        poisoned=tuple((name, n, sizes.get(name, n)) for name, n, _ in finding.poisoned),
-    )
+    poisoned = tuple((name, n, sizes.get(name, n)) for name, n, _ in finding.poisoned)
+    return replace(told_finding(finding), poisoned=poisoned)

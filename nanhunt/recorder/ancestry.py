@@ -192,17 +192,18 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
 def _picked(call: Call, operand: Tensor, where: Where) -> Where | None:
     """The element of its first operand that an op picked for an element of its output."""
     named, base = dict(call.named), base_of(call)
+    if not operand.dim():
+        return ()
     if base != "index":
         axis, index = named["dim"] % operand.dim(), named["index"]
-        at = where if base == "gather" else where[axis : axis + 1]
-        return (*where[:axis], int(index[at]), *where[axis + 1 :])
+        chosen = index[where] if base == "gather" else index.reshape(-1)[where[axis]]
+        return (*where[:axis], int(chosen), *where[axis + 1 :])
     given = [(axis, mask) for axis, mask in enumerate(named["indices"]) if mask is not None]
     if len(given) != 1:
         return None
     axis, mask = given[0]
     if mask.dtype == torch.bool:  # a mask of several dimensions makes one of them
-        chosen = mask.nonzero()[where[axis]].tolist()
-        return (*where[:axis], *chosen, *where[axis + 1 :])
+        return (*where[:axis], *mask.nonzero()[where[axis]].tolist(), *where[axis + 1 :])
     at, rest = where[axis : axis + mask.dim()], where[axis + mask.dim() :]
     return (*where[:axis], int(mask[at]) % operand.shape[axis], *rest)
 

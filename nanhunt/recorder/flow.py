@@ -178,8 +178,10 @@ class Flow:
         facts = measurement.count(tensor)
         if not facts.is_finite:
             name = f"a tensor {list(tensor.shape)} made outside the step"
+            where = measurement.first_indices(measurement.nonfinite_mask(tensor))
+            sink = Sink("captured", name, facts, where=where[0] if where else ())
             # An infinity that the program holds as a constant was asked for; a NaN was not.
-            self.note_state(Sink("captured", name, facts), tensor, asked=not facts.nan)
+            self.note_state(sink, tensor, asked=not facts.nan)
 
     def _describe(
         self, call: Call, node: Any, given: Given, born: tuple[int, Tensor, Tensor | None]
