@@ -46,7 +46,6 @@ _KNOWN_FOR: Mapping[str, Iterable[str]] = {
         *("addcdiv", "clamp_min", "clamp", "rsqrt", "div", "log", "sqrt", "acos", "atanh"),
     ),
     "gradient_accumulation_overflow": ("add",),
-    "zero_loss_scale": ("reciprocal",),
 }
 
 

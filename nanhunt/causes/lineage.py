@@ -17,6 +17,7 @@ _UNDERFLOW = (
     "exp", "exp2", "sigmoid", "softmax", "safe_softmax", "mul", "pow", "square", "prod", "cumprod",
     "div", "reciprocal", "erfc", "special_erfcx", "softplus", "logaddexp",
 )  # fmt: skip
+_CONSTANTS = ("zeros", "zeros_like", "new_zeros", "full", "full_like", "scalar_tensor", "zero")
 # A threshold at which a program sets small numbers to 0 by hand.
 _TINY = 1e-6
 
@@ -43,7 +44,7 @@ def making(chain: Sequence[Ancestor]) -> Making:
         return "guard"
     if not chain:
         return "exact"
-    if any(map(_is_flushed, chain)):
+    if _flushed(chain) is not None:
         return "underflow"
     maker = chain[-1]
     if not maker.op:
@@ -59,17 +60,21 @@ def making(chain: Sequence[Ancestor]) -> Making:
     return "underflow" if is_underflow else "exact"
 
 
-def _is_flushed(ancestor: Ancestor) -> bool:
-    """Whether a program set a tiny number to 0 by hand, as hardware may do."""
-    is_choice = base_name(ancestor.op) == "where" and ancestor.value == 0
-    return is_choice and any(0 < abs(number) < _TINY for _, number in ancestor.operands)
+def _flushed(chain: Sequence[Ancestor]) -> Ancestor | None:
+    """The choice by which a program set a tiny number to 0 by hand, as hardware may do."""
+    for ancestor, chosen in zip(chain, (*chain[1:], None), strict=True):
+        is_choice = base_name(ancestor.op) == "where" and ancestor.value == 0
+        is_constant = chosen is not None and base_name(chosen.op) in _CONSTANTS
+        if is_choice and is_constant and any(0 < abs(n) < _TINY for _, n in ancestor.operands):
+            return ancestor
+    return None
 
 
 def made(c: Circumstance, kind: Making) -> Ancestor | None:
     """The op that made a critical operand of a culprit in this way, if one did."""
     for role, chain in c.inquiry.lineage:
         if chain and making(chain) == kind and is_critical(chain[0].value, role, c):
-            flushed = next(filter(_is_flushed, chain), chain[-1])
+            flushed = _flushed(chain) or chain[-1]
             return lost_guard(chain) if kind == "guard" else flushed
     return None
 

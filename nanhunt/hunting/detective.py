@@ -96,14 +96,15 @@ class Detective:
         given = self._trace.events[repairs.first_of_step(self._trace) :]
         done = replay(self.subject, self.batch, NATIVE, scope=Scope(keep=_budget(self.subject)))
         events = done.trace.events if done.trace else ()
-        backward = next((e.index for e in events if e.phase == "backward"), len(events))
         found = []
         for suspect in culprits:
             event, origin = suspect.events[0], suspect.origin or suspect.events[0]
             here, there = _again(event, given, events), _again(origin, given, events)
             inquiry = Inquiry()
             if done.kept is not None and here is not None and there is not None:
-                inquiry = inquire(done.kept, here, there, backward)
+                # A step may run several backwards: what counts is the forward after the origin.
+                ends = (e.index for e in events[there.index :] if e.phase == "backward")
+                inquiry = inquire(done.kept, here, there, next(ends, len(events)))
             found.append(self._explained(self._trace, suspect, inquiry))
         return found
 

@@ -772,8 +772,9 @@ CHAINS = [
     ("underflow", [step("mul", 0.0, 1e-30, 1e-30)]),
     ("underflow", [step("mul", 0.0, 1e-30, other=1e-30)]),
     ("underflow", [step("prod", 0.0, 1e-3)]),
-    ("underflow", [step("where", 0.0, 1e-9, 0.0)]),
-    ("underflow", [step("where", 0.0, 1e-9), step("", 0.0)]),
+    ("underflow", [step("where", 0.0, 1e-9, 0.0), step("zeros_like", 0.0, 1e-9)]),
+    # The tiny number is what the other elements get, and the 0 was computed, or given.
+    ("given", [step("where", 0.0, 1e-9), step("", 0.0)]),
     ("exact", [step("mul", 0.0, 1e-30, 0.0)]),
     ("exact", [step("mul", 0.0, 1e-30, other=0.0)]),
     ("exact", [step("mul", 0.0)]),
