@@ -19,6 +19,7 @@ from nanhunt.structure import count_samples
 from nanhunt.subject import Subject
 from nanhunt.variants import NATIVE, VARIANTS, device_of
 
+CANCELLATION = "cancellation"  # the one cause for which a wider replay is the evidence
 # The part of the free memory that a replay which keeps its tensors may fill.
 _SHARE = 0.4
 
@@ -115,6 +116,11 @@ class Detective:
             overflow = (inside.cause or "").startswith("overflow")
             more = replace(more, inner=inside.op, is_inner_overflow=overflow)
         if is_difference(more):
+            # Worth a replay only where the answer decides.
+            supposed = replace(more, is_gone_in_fp64=True)
+            found = analysis.explain(trace, suspect, supposed, samples=self._samples)
+            if found.cause != CANCELLATION:
+                return found
             more = replace(more, is_gone_in_fp64=self._is_gone_in_fp64())
         return analysis.explain(trace, suspect, more, samples=self._samples)
 
