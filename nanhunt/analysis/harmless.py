@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nanhunt.analysis.finding import Origins
+from nanhunt.analysis.origins import Origins
 from nanhunt.analysis.walk import walk_back
 from nanhunt.causes import base_name
 from nanhunt.places import readable_path

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nanhunt.analysis.finding import Origins
+from nanhunt.analysis.origins import Origins
 from nanhunt.records import ModuleFacts, Passage, Trace
 
 

@@ -8,7 +8,7 @@ finite data (or an infinity that was asked for) became non-finite.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nanhunt.causes import PICKS, base_name
+from nanhunt.causes import PICKS, base_name, is_collective
 from nanhunt.records import OpEvent, Phase, Sink, Trace
 
 
@@ -90,7 +90,8 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
             asked.append(Stop(event.phase, event))
             queue.extend(_earlier(trace, event, phase))
             continue
-        is_origin = event.birth is not None or _meets_kept_value(trace, event, phase)
+        is_born = event.birth is not None or is_received(event)
+        is_origin = is_born or _meets_kept_value(trace, event, phase)
         if is_origin:
             made.append(Stop(event.phase, event))
         if not is_origin or _continues(event):
@@ -137,6 +138,11 @@ def _earlier(trace: Trace, event: OpEvent, phase: Phase) -> Iterable[int]:
     if phase == "forward" or event.phase != "backward":
         return event.parents
     return [source for source in event.parents if not _is_kept(trace, event, source)]
+
+
+def is_received(event: OpEvent) -> bool:
+    """Whether a collective brought a value that this rank had not given to it."""
+    return is_collective(event.op) and not event.parents
 
 
 def _is_kept(trace: Trace, event: OpEvent, source: int) -> bool:

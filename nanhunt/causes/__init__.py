@@ -6,7 +6,13 @@ cause and the operands speak for themselves. A row sees only a `Circumstance`: w
 """
 
 from nanhunt.causes.by_op import causes_of
-from nanhunt.causes.circumstance import PICKS, Circumstance, base_name, matrices_or_samples
+from nanhunt.causes.circumstance import (
+    PICKS,
+    Circumstance,
+    base_name,
+    is_collective,
+    matrices_or_samples,
+)
 from nanhunt.causes.lineage import is_difference
 from nanhunt.causes.table import CAUSES, Cause
 
@@ -17,6 +23,7 @@ __all__ = [
     "Circumstance",
     "base_name",
     "causes_of",
+    "is_collective",
     "is_difference",
     "known_cause",
     "matrices_or_samples",

@@ -55,6 +55,11 @@ def base_name(op: str) -> str:
     return op.rsplit("::", maxsplit=1)[-1].strip("_")
 
 
+def is_collective(op: str) -> bool:
+    """Whether an op exchanges tensors with other ranks."""
+    return op.startswith(("c10d::", "_c10d_functional::"))
+
+
 def matrices_or_samples(spectrum: Spectrum, samples: int | None) -> str:
     """What to call the matrices of a decomposition: one per sample of the batch is a sample."""
     return "samples" if spectrum.matrices == samples else "matrices"

@@ -13,6 +13,7 @@ from nanhunt.causes.circumstance import (
     divides_by_zero,
     has_grown,
     is_at_pole,
+    is_collective,
     is_decomposition,
     is_empty_reduction,
     is_empty_row,
@@ -86,6 +87,19 @@ CAUSES: tuple[Cause, ...] = (
         lambda c: c.phase == "data",
         fixed("The value was there before the step began; no operation of the step made it."),
         ("validate_batch",),
+    ),
+    Cause(
+        "received_from_another_rank",
+        "A collective brought a non-finite value",
+        "An all-reduce adds what every rank gives. What is non-finite on one rank is so on all of "
+        "them afterwards, and in half precision finite numbers may add up to more than the dtype "
+        "holds. The rank whose own report names an op of its model is where it began.",
+        lambda c: is_collective(c.op),
+        fixed(
+            "All that this rank gave was finite: another rank sent the value, or the sum left the "
+            "range of the dtype. Look at the report of the other ranks."
+        ),
+        ("look_at_other_ranks", "reduce_in_fp32"),
     ),
     Cause(
         "custom_function_bug",

@@ -54,6 +54,7 @@ class Flow:
         self.state: list[Sink] = []
         # By storage, what is known of each that holds a non-finite value.
         self.poison: dict[int, Poison] = {}
+        self._received: dict[int, Poison] = {}
         self._described = 0
 
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
@@ -173,10 +174,19 @@ class Flow:
             given.poisons[position] = self.poison[key]
         return given
 
+    def note_collective(self, tensors: Iterable[Tensor], index: int) -> None:
+        """Tell that other ranks write to these tensors from event `index` on, when they will."""
+        for tensor in tensors:
+            part = Part(index, asked=False, region=region_of(tensor))
+            self._received[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
+
     def _note_stranger(self, tensor: Tensor) -> None:
         """Note a tensor that no recorded op wrote, if it is not finite."""
         facts = measurement.count(tensor)
-        if not facts.is_finite:
+        received = self._received.get(storage_key(tensor))
+        if received is not None and not _is_gone(received) and not facts.is_finite:
+            self.poison[storage_key(tensor)] = received
+        elif not facts.is_finite:
             name = f"a tensor {list(tensor.shape)} made outside the step"
             where = measurement.first_indices(measurement.nonfinite_mask(tensor))
             sink = Sink("captured", name, facts, where=where[0] if where else ())

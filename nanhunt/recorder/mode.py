@@ -261,6 +261,8 @@ class Recorder(OwnMode):
             returned = self._execute(func, args, kwargs or {})
         is_plain = type(returned) is Tensor and not info.mutated
         outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
+        if info.is_collective:
+            flow.note_collective(outputs, len(self._raw))
         place, applier = user_call(past_engine=self._is_accumulation)
         if place is None and node is None:
             place = self._started_at

@@ -36,8 +36,9 @@ class OpInfo(NamedTuple):
 
     `mutated` are the positions and names of the arguments that it writes to. `is_fresh` means that
     its outputs own new memory, `is_view` that they only look at an input's, `is_update` that it
-    reads the elements that it overwrites. `unread` are the positions, among its tensors, of those
-    that it writes to from end to end without reading them.
+    reads the elements that it overwrites, `is_collective` that it exchanges tensors with other
+    ranks. `unread` are the positions, among its tensors, of those that it writes to from end to end
+    without reading them.
     """
 
     func: Any
@@ -47,6 +48,7 @@ class OpInfo(NamedTuple):
     is_screened: bool
     is_pointwise: bool
     is_update: bool
+    is_collective: bool
     unread: tuple[int, ...]
     mutated: tuple[tuple[int, str], ...]
     arguments: tuple[str, ...]
@@ -84,6 +86,7 @@ def _read_info(func: Any) -> OpInfo:
         is_screened=not is_view and is_screened,
         is_pointwise=is_pointwise,
         is_update=is_pointwise and is_screened and mutated == _SELF and base not in _OVERWRITES,
+        is_collective=schema.name.startswith("c10d::"),
         unread=(0,) if base in _OVERWRITES and mutated == _SELF else _out_positions(schema),
         mutated=mutated,
         arguments=tuple(argument.name for argument in schema.arguments),

@@ -74,6 +74,14 @@ CASES = [
         "The value was there before the step began; no operation of the step made it.",
     ),
     (
+        case("backward", "c10d::allreduce_"),
+        "received_from_another_rank",
+        (
+            "All that this rank gave was finite: another rank sent the value, or the sum left the "
+            "range of the dtype. Look at the report of the other ranks."
+        ),
+    ),
+    (
         case("backward", "custom:Loss", "aten::div", birth("inf"), node="LossBackward"),
         "custom_function_bug",
         (
@@ -883,6 +891,7 @@ def test_causes_of_an_op(op, slugs):
 # Causes that no op is known for.
 OF_NO_OP = {
     "uninitialised_memory", "bad_data", "custom_function_bug", "zero_loss_scale", "divergence",
+    "received_from_another_rank",
 }  # fmt: skip
 
 

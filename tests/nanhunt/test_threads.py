@@ -280,7 +280,7 @@ def test_of_makers_with_one_number_the_fitting_one_is_taken():
 
 
 def find_origins(events):
-    from nanhunt.analysis.finding import Origins
+    from nanhunt.analysis.origins import Origins
 
     return Origins(Trace(tuple(events), ()))
 
