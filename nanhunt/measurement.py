@@ -40,12 +40,21 @@ def can_be_nonfinite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers to look at: a tracer's stand-in for a tensor has none."""
+    if tensor.is_meta or torch._is_functional_tensor(tensor):  # noqa: SLF001 - no public name
+        return False
+    return type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
+
+
 def suspects(tensors: Sequence[Tensor]) -> list[int]:
     """Positions of the tensors that the screen cannot clear."""
     return [
         position
         for position, tensor in enumerate(tensors)
-        if can_be_nonfinite(tensor) and is_suspect(dense(tensor))
+        if can_be_nonfinite(tensor)
+        and (type(tensor) is Tensor or has_values(tensor))
+        and is_suspect(dense(tensor))
     ]
 
 
@@ -87,7 +96,7 @@ def is_suspect(tensor: Tensor) -> bool:
 def count(tensor: Tensor) -> TensorFacts:
     """Shape, dtype and the exact number of NaN, +inf and -inf; of elements, also if complex."""
     shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
-    if not can_be_nonfinite(tensor) or tensor.is_meta:
+    if not can_be_nonfinite(tensor) or not has_values(tensor):
         return TensorFacts(shape, dtype)
     values = dense(tensor)
     if not is_suspect(values):

@@ -187,6 +187,17 @@ def _checked(subject: Subject) -> Subject:
             f"the subject's batches are to be a function of the index or a sequence; "
             f"got {_describe(subject.batches)}"
         )
+    optimizer, scaler = subject.optimizer, subject.scaler
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise SubjectError(
+            f"the subject's optimizer is to be a torch.optim.Optimizer; got {_describe(optimizer)}"
+        )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise SubjectError(
+            f"the subject's scaler is to be a torch.amp.GradScaler; got {_describe(scaler)}"
+        )
+    if isinstance(subject.seed, bool) or not isinstance(subject.seed, int):
+        raise SubjectError(f"the subject's seed is to be a whole number; got {subject.seed!r}")
     if not any(p.requires_grad for p in subject.model.parameters()):
         count = sum(1 for _ in subject.model.parameters())
         raise SubjectError(

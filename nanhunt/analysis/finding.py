@@ -134,6 +134,7 @@ def _op_finding(
         turned_by=_turned_by(way),
         is_hook=in_node and has_own_line,
         is_asked=event.asked,
+        is_kept_nan=not any(facts.posinf or facts.neginf for facts in event.inputs),
         inquiry=inquiry,
     )
     cause = known_cause(circumstance)

@@ -16,7 +16,8 @@ class Circumstance:
     `output` what was counted in the guilty output, `turned_by` the op that made NaN of its
     infinity, `is_hook` whether a user's hook was running, `is_asked` whether an infinity that the
     program asked for is all there was, `is_unwritten` whether a tensor looks like memory that was
-    never written to. `inquiry` is empty where none was made.
+    never written to, `is_kept_nan` whether what a backward met was NaN and no infinity. `inquiry`
+    is empty where none was made.
     """
 
     phase: Phase
@@ -32,6 +33,7 @@ class Circumstance:
     is_hook: bool = False
     is_asked: bool = False
     is_unwritten: bool = False
+    is_kept_nan: bool = False
     inquiry: Inquiry = field(default_factory=Inquiry)
 
     @property
@@ -140,8 +142,12 @@ def divisor_of(c: Circumstance) -> Operand | None:
 
 def divides_by_zero(c: Circumstance) -> bool:
     """Whether the op divides by exactly 0 at an offending element."""
+    if c.formula not in DIVISIONS or c.birth is None:
+        return False
     divisor = divisor_of(c)
-    return c.formula in DIVISIONS and divisor is not None and bool(divisor.at_zero)
+    if divisor is None:  # a plain number, as in `/ len(batch)`
+        return dict(c.birth.scalars).get("other") == 0
+    return bool(divisor.at_zero)
 
 
 def is_incoming_zero(c: Circumstance) -> bool:
@@ -234,7 +240,9 @@ def is_infinity_turned(c: Circumstance) -> bool:
 
 def is_kept_infinity(c: Circumstance) -> bool:
     """Whether a backward met an infinity that the forward had let stand."""
-    return c.phase == "backward" if c.birth is None else c.birth.from_asked
+    if c.birth is None:
+        return c.phase == "backward" and not c.is_kept_nan
+    return c.birth.from_asked
 
 
 def has_grown(c: Circumstance) -> bool:

@@ -77,6 +77,8 @@ def why_zero(c: Circumstance) -> str:
     zeros = divisor.at_zero if divisor else 0
     kind = "0/0" if c.birth and c.birth.kind == "nan" else "a finite number by 0"
     where = "the formula of its backward divides" if c.phase == "backward" else "it divides"
+    if divisor is None:
+        return f"In {elements(c)} {where} {kind}: the divisor is the plain number 0."
     return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
 
 

@@ -214,9 +214,7 @@ CAUSES: tuple[Cause, ...] = (
         "The update divides by the root of a running mean of squares plus eps. A parameter "
         "that never had a gradient has 0 there, and with eps = 0 the update is 0/0.",
         lambda c: c.phase == "optimizer" and not overflows(c, *HALF, *WIDE),
-        fixed(
-            "Gradients are finite; the update rule itself makes the value (its eps is too small)."
-        ),
+        fixed("Gradients are finite; the update rule itself makes the value out of them."),
         ("optimizer_eps",),
     ),
     Cause(

@@ -63,8 +63,7 @@ def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
 def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
     """Hunt as planned, and keep what the native replay recorded; errors as of `hunt`."""
     start = time.perf_counter()
-    if plan.steps < 1:
-        raise UsageError(f"so many steps cannot be taken: {plan.steps}; at least 1")
+    plan = _checked(plan)
     subject = Subject.of(subject)
     with preserved(subject) if plan.steps > 1 else contextlib.nullcontext():
         investigation = Investigation(subject, plan.batch, plan.progress, plan.shapes)
@@ -72,6 +71,26 @@ def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
         _follow(investigation, plan)
         report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
     return replace(report, seconds=time.perf_counter() - start), investigation.trace
+
+
+def _checked(plan: Plan) -> Plan:
+    """Refuse what is no number of steps, no batch or no list of names, each with one sentence."""
+    if not isinstance(plan.steps, int) or plan.steps < 1:
+        raise UsageError(f"so many steps cannot be taken: {plan.steps!r}; at least 1")
+    if not isinstance(plan.batch, int):
+        raise UsageError(f"a batch is named by its index, a whole number; got {plan.batch!r}")
+    return replace(
+        plan,
+        precisions=_names("precisions", plan.precisions),
+        ablate=_names("ablate", plan.ablate),
+    )
+
+
+def _names(what: str, given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Iterable) or not all(isinstance(n, str) for n in (*names,)):
+        raise UsageError(f"{what} are names, as in ['fp64']; got {given!r}")
+    return tuple(names)
 
 
 def _follow(investigation: Investigation, plan: Plan) -> None:

@@ -325,7 +325,7 @@ CASES = [
     (
         case("optimizer", "aten::addcdiv_", born=birth("nan")),
         "optimizer_arithmetic",
-        "Gradients are finite; the update rule itself makes the value (its eps is too small).",
+        "Gradients are finite; the update rule itself makes the value out of them.",
     ),
     (
         case(
