@@ -554,17 +554,24 @@ def test_evidence_of_a_decomposition():
     ]
 
 
-def test_evidence_of_a_kept_value():
-    """Where nothing was born the input is told that let the value in."""
+@pytest.mark.parametrize(
+    ("kept", "cause"),
+    [
+        (TensorFacts((4,), "float32", neginf=2), "inf_minus_inf_or_zero_times_inf"),
+        (TensorFacts((4,), "float32", nan=2), None),
+    ],
+)
+def test_evidence_of_a_kept_value(kept, cause):
+    """Where nothing was born the input is told that let the value in; NaN is no infinity."""
     events = [
         event(0, "log", birth=NAN),
-        replace(back(1, "mul", sources=((), (0,))), inputs=(FINE, BAD)),
+        replace(back(1, "mul", sources=((), (0,))), inputs=(FINE, kept)),
     ]
     finding = only(trace(events, gradient("w", 1)))
     assert finding.evidence == (
         "input 1 of mul, kept from the forward, holds 2 non-finite of 4 elements",
     )
-    assert finding.cause == "inf_minus_inf_or_zero_times_inf"
+    assert finding.cause == cause
 
 
 def test_what_came_after_is_what_the_program_did_with_the_result():

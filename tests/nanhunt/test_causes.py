@@ -651,7 +651,7 @@ NEAR_MISSES = [
     # A division by a plain 0 of something that is no sum; one of a sum by a tensor.
     (case("forward", "aten::div", output=ONE, inquiry=asked(step("mul", 0.0, 0.0)),
           born=birth("nan", operand("self", 0.0, zero=2), scalars=(("other", 0.0),))),
-     None, "empty_reduction"),
+     "zero_denominator_forward", "empty_reduction"),
     (case("forward", "aten::div", output=ONE, inquiry=asked(step("sum", 0.0, 0.0)),
           born=birth("nan", operand("self", 0.0, zero=2), operand("other", 0.0, zero=2))),
      "zero_denominator_forward", "empty_reduction"),

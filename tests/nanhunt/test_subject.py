@@ -1,5 +1,6 @@
 """A subject in any of its shapes, its batches, and every refusal with its sentence."""
 
+import re
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -337,3 +338,17 @@ def test_told_without_a_message_or_a_place(error, sentence):
 def test_told_is_bounded():
     """A message of a megabyte is cut."""
     assert len(told(ValueError("x" * 10**6))) < 400
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("optimizer", "adam", "the subject's optimizer is to be a torch.optim.Optimizer; got"),
+        ("scaler", 3, "the subject's scaler is to be a torch.amp.GradScaler; got"),
+        ("seed", "a", "the subject's seed is to be a whole number; got 'a'"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(field, value, sentence):
+    """Each by its name, before anything is run."""
+    with pytest.raises(SubjectError, match=re.escape(sentence)):
+        Subject.of(Subject(nn.Linear(1, 1), [()], lambda m: m.weight.sum(), **{field: value}))
