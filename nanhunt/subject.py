@@ -126,8 +126,7 @@ class Subject:
 
     def call_loss(self, batch: Any) -> Any:
         """`loss_fn` on the model and a batch: a tuple is splatted, anything else one argument."""
-        is_tuple = isinstance(batch, tuple) and not hasattr(batch, "_fields")
-        return self.loss_fn(self.model, *(batch if is_tuple else (batch,)))
+        return self.loss_fn(self.model, *splatted(batch))
 
     def live_weights(self) -> dict[str, float]:
         """The weights that the live objective holds at this moment."""
@@ -170,6 +169,11 @@ class Subject:
                 group = _group_of(name, id(parameter), prefixes)
                 groups.setdefault(group, []).append(name)
         return {name: members for name, members in groups.items() if members}
+
+
+def splatted(batch: Any) -> tuple[Any, ...]:
+    """What a batch is handed to `loss_fn` as: a plain tuple's entries, else one argument."""
+    return batch if isinstance(batch, tuple) and not hasattr(batch, "_fields") else (batch,)
 
 
 def _checked(subject: Subject) -> Subject:

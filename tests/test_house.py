@@ -24,6 +24,7 @@ LEVELS = {
     "places": 2,
     "measurement": 2,
     "structure": 2,
+    "versions": 2,
     "interventions": 2,
     "causes": 2,
     "store": 2,
@@ -45,6 +46,7 @@ LEVELS = {
 TORCH = {
     "measurement",
     "structure",
+    "versions",
     "recorder",
     "interventions",
     "subject",

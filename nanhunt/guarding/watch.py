@@ -22,6 +22,7 @@ from nanhunt.guarding.wires import is_in_engine
 from nanhunt.recorder import Recorder, unrecorded
 from nanhunt.records import Finding, OpEvent, Report, Sink, SinkKind, Trace
 from nanhunt.replay.ends import read_sink
+from nanhunt.replay.objective import reachable_nodes
 from nanhunt.report.short import tell
 
 # So many events are always held. Once there are twice as many, the older ones are let go between
@@ -355,15 +356,8 @@ def _leaves_of(roots: Iterable[Any], inputs: Iterable[Any]) -> Iterator[tuple[in
     if given:
         yield from ((id(t), t) for t in given if isinstance(t, Tensor) and t.is_leaf)
         return
-    stack = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        following = node.next_functions
-        leaf = None if following else getattr(node, "variable", None)
+    starts = (root.grad_fn if isinstance(root, Tensor) else root.node for root in roots)
+    for node in reachable_nodes(starts):
+        leaf = None if node.next_functions else getattr(node, "variable", None)
         if isinstance(leaf, Tensor):
             yield id(leaf), leaf
-        stack.extend(next_node for next_node, _ in following)

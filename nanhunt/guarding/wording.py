@@ -1,15 +1,14 @@
 """From what a watch saw to a report: what is non-finite, who made it, in one line of a run."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
 
 from nanhunt.causes import base_name
 from nanhunt.places import told_finding
 from nanhunt.records import Finding, Group, OpEvent, Report, Run, Sink
+from nanhunt.versions import versions
 
 _KINDS = {"nan": "NaN", "inf": "infinite", "nan and inf": "NaN or infinite"}
 _PLACES = {"backward": "in a backward", "optimizer": "in the optimizer step"}
@@ -86,7 +85,7 @@ def make_report(
         subject=subject,
         batch=0,
         verdict="culprit" if culprits else "unexplained",
-        versions=_versions(),
+        versions=versions(),
         device=device,
         threads=torch.get_num_threads(),
         headline=sight.headline,
@@ -95,12 +94,3 @@ def make_report(
         notes=(f"seen while it ran, after {steps} in the block",),
         not_checked=("whether it comes again: nothing was replayed",),
     )
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    try:
-        own = metadata.version("nanhunt")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    python = platform.python_version()
-    return (("nanhunt", own), ("torch", torch.__version__), ("python", python))

@@ -35,6 +35,7 @@ class Detective:
     pace: tuple[Pace, ...]
     progress: Callable[[str], object]
     notes: list[str] = field(default_factory=list)
+    _last: tuple[frozenset[int], Trace] | None = None
 
     @property
     def _trace(self) -> Trace:
@@ -64,9 +65,13 @@ class Detective:
     # -- repairs -----------------------------------------------------------------------------
 
     def _repaired(self, suspects: Collection[analysis.Suspect]) -> Trace:
-        self.progress("repaired at birth")
-        scope = Scope(repair=repairs.indices(suspects, self._trace))
-        return replay(self.subject, self.batch, NATIVE, scope=scope).trace or Trace((), ())
+        """The trace of a replay with some births repaired; the last one is not made twice."""
+        chosen = repairs.indices(suspects, self._trace)
+        if self._last is None or self._last[0] != chosen:
+            self.progress("repaired at birth")
+            done = replay(self.subject, self.batch, NATIVE, scope=Scope(repair=chosen))
+            self._last = chosen, done.trace or Trace((), ())
+        return self._last[1]
 
     def _is_cured_by(self, suspects: Collection[analysis.Suspect]) -> bool:
         return analysis.is_cured(self._trace, self._repaired(suspects))

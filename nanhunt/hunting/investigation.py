@@ -1,9 +1,7 @@
 """An investigation: what is known so far, replay by replay, and the report at its end."""
 
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from nanhunt.snapshot import keep_generators, seed_generators
 from nanhunt.structure import count_samples, take_samples
 from nanhunt.subject import Subject, told
 from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of
+from nanhunt.versions import versions
 
 ALL = "all"
 
@@ -287,7 +286,7 @@ class Investigation:
             batch=self.index,
             verdict=self._verdict(),
             samples=count_samples(self.batch),
-            versions=_versions(),
+            versions=versions(),
             device=device_of(self.subject.model),
             threads=torch.get_num_threads(),
             headline=analysis.describe_nonfinite(self._native.run),
@@ -358,15 +357,3 @@ class Investigation:
 
 def _title(each: Variant) -> str:
     return f"{each.name}{' without ' + ', '.join(each.without) if each.without else ''}"
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    try:
-        own = metadata.version("nanhunt")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    return (
-        ("nanhunt", own),
-        ("torch", torch.__version__),
-        ("python", platform.python_version()),
-    )

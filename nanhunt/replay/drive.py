@@ -27,7 +27,7 @@ from nanhunt.replay.objective import (
     strangers_kept,
     term_owners,
 )
-from nanhunt.subject import Subject
+from nanhunt.subject import Subject, splatted
 from nanhunt.variants import Execution, Variant, above, cast_batch
 
 Station: TypeAlias = Literal["loss", "grads", "step"]
@@ -89,8 +89,7 @@ class Drive:
             return
         for parameter in subject.parameters():
             parameter.grad = None
-        is_tuple = isinstance(self.batch, tuple) and not hasattr(self.batch, "_fields")
-        loss = self._scalar(self._call(model, *(self.batch if is_tuple else (self.batch,))))
+        loss = self._objective_of(model, *splatted(self.batch)).loss
         yield "loss", loss
         scaler = subject.scaler if has_scaler(subject) and not self.variant.scaled else None
         with strangers_kept(loss, subject.parameters()):
@@ -105,17 +104,23 @@ class Drive:
     def _call(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """What the step is given as its `loss_fn`: the subject's, less what is taken out."""
         value = self.subject.loss_fn(model, *args, **kwargs)
-        self._objective = read_objective(value, self.variant, self.subject.live_weights())
-        if self.subject.train_step is None:
-            check_loss(self._objective.loss)
-        for number, names in term_owners(self._objective.terms).items():
+        objective = self._read(value)
+        is_whole = isinstance(value, Mapping) and not self.variant.without + self.variant.alone
+        return value if is_whole else objective.loss
+
+    def _objective_of(self, model: Any, *args: Any) -> Objective:
+        objective = self._read(self.subject.loss_fn(model, *args))
+        check_loss(objective.loss)
+        return objective
+
+    def _read(self, value: Any) -> Objective:
+        """Note the terms of a loss, and who owns which node."""
+        objective = read_objective(value, self.variant, self.subject.live_weights())
+        self._objective = objective
+        for number, names in term_owners(objective.terms).items():
             known = self.owners.get(number, ())
             self.owners[number] = (*known, *(name for name in names if name not in known))
-        is_whole = isinstance(value, Mapping) and not self.variant.without + self.variant.alone
-        return value if is_whole else self._objective.loss
-
-    def _scalar(self, value: Any) -> Any:
-        return self._objective.loss if self._objective else value
+        return objective
 
     def _arrive(self, station: str, loss: Any, recorder: Recorder | None, order: int) -> None:
         """Measure what a station shows."""

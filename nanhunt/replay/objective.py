@@ -93,14 +93,14 @@ def term_owners(terms: Mapping[str, Tensor]) -> dict[int, tuple[str, ...]]:
 
 
 def _reachable_numbers(value: Tensor) -> Iterator[int]:
-    return (node._sequence_nr() for node in _reachable_nodes(value))  # noqa: SLF001 - not public
+    return (node._sequence_nr() for node in reachable_nodes([value.grad_fn]))  # noqa: SLF001 - not public
 
 
 @contextlib.contextmanager
 def strangers_kept(loss: Tensor, known: Iterable[Tensor]) -> Iterator[None]:
     """Put the gradients back of leaves that the loss holds but nobody knows of."""
     ours = {id(tensor) for tensor in known}
-    leaves = [getattr(node, "variable", None) for node in _reachable_nodes(loss)]
+    leaves = [getattr(node, "variable", None) for node in reachable_nodes([loss.grad_fn])]
     found = [(leaf, leaf.grad) for leaf in leaves if leaf is not None and id(leaf) not in ours]
     for leaf, _ in found:
         leaf.grad = None
@@ -111,8 +111,9 @@ def strangers_kept(loss: Tensor, known: Iterable[Tensor]) -> Iterator[None]:
             leaf.grad = gradient
 
 
-def _reachable_nodes(value: Tensor) -> Iterator[Any]:
-    stack, seen = [value.grad_fn], set()
+def reachable_nodes(starts: Iterable[Any]) -> Iterator[Any]:
+    """Every autograd node that a backward from some nodes may run, once each."""
+    stack, seen = list(starts), set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
