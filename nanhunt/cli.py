@@ -96,6 +96,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     events: _Events = None,
     modules: _Modules = False,
     harmless: _Harmless = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave the trials of fixes out.")] = False,
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
@@ -127,6 +128,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         plan = Plan(
             batch, chosen, _names(ablate), others, tell, shapes=events is not None, steps=steps
         )
+        plan = replace(plan, budget=0.0) if quick else plan
         report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))

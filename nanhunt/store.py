@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nanhunt.errors import StoreError
-from nanhunt.records import Ablation, Finding, Report, Run
+from nanhunt.records import Ablation, Finding, Report, Run, Trial
 
 SCHEMA = 1
 LIMIT = 64 * 2**20
@@ -29,6 +29,7 @@ _DERIVED: dict[type, dict[str, str]] = {
     Finding: {"term": "term"},
     Run: {"nonfinite": "nonfinite", "parameters": "parameters", "finite": "is_finite"},
     Ablation: {"cures": "cures"},
+    Trial: {"proven": "is_proven"},
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _WORDS: dict[Any, str] = {

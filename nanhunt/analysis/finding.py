@@ -32,6 +32,14 @@ class Suspect:
     events: tuple[OpEvent, ...] = ()
     origin: OpEvent | None = None
 
+    @property
+    def call(self) -> OpEvent | None:
+        """The op that the user called: the one behind a backward, but not behind a custom one."""
+        if not self.events:
+            return None
+        is_own = self.finding.op.startswith("custom:")
+        return self.events[0] if is_own or self.origin is None else self.origin
+
 
 def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect, ...]:
     """Everyone whose non-finite values reach the sinks of a batch of `samples`, in order of time.

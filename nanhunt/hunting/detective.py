@@ -1,5 +1,6 @@
 """Who it was, and why: the suspects of a native replay, tried by repairs and asked about."""
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from nanhunt.causes import base_name, is_difference
 from nanhunt.hunting import repairs
 from nanhunt.places import told_finding
 from nanhunt.recorder import Scope, inquire
-from nanhunt.records import Finding, Inquiry, OpEvent, Pace, Run, Trace
-from nanhunt.replay import Replay, replay
+from nanhunt.records import Finding, Inquiry, OpEvent, Pace, Run, Trace, Trial
+from nanhunt.replay import Change, Replay, replay
 from nanhunt.structure import count_samples
 from nanhunt.subject import Subject
+from nanhunt.trials import CallMode, Lead
 from nanhunt.variants import NATIVE, VARIANTS, device_of
 
 CANCELLATION = "cancellation"  # the one cause for which a wider replay is the evidence
@@ -35,7 +37,9 @@ class Detective:
     pace: tuple[Pace, ...]
     progress: Callable[[str], object]
     notes: list[str] = field(default_factory=list)
-    _last: tuple[frozenset[int], Trace] | None = None
+    trials: list[Trial] = field(default_factory=list)
+    lead: Lead | None = None
+    _last: tuple[frozenset[int], Replay] | None = None
 
     @property
     def _trace(self) -> Trace:
@@ -56,6 +60,7 @@ class Detective:
         decision = repairs.decide(suspects, self._is_cured_by)
         if decision.note:
             self.notes.append(decision.note)
+        self.trials.append(self._neutralised(decision.culprits))
         found = self._asked_about(decision.culprits)
         return self._settled([*found, *self._hidden_behind(decision.culprits)])
 
@@ -70,8 +75,25 @@ class Detective:
         if self._last is None or self._last[0] != chosen:
             self.progress("repaired at birth")
             done = replay(self.subject, self.batch, NATIVE, scope=Scope(repair=chosen))
-            self._last = chosen, done.trace or Trace((), ())
-        return self._last[1]
+            self._last = chosen, done
+        return self._last[1].trace or Trace((), ())
+
+    def _neutralised(self, culprits: Sequence[analysis.Suspect]) -> Trial:
+        """What the step does once nothing non-finite is made there."""
+        self._repaired(culprits)
+        run = self._last[1].run if self._last else self.native.run
+        lines = {f"{f.file}:{f.line}": None for f in (told_finding(c.finding) for c in culprits)}
+        return Trial(
+            "neutralise",
+            "the newborn non-finite elements replaced by finite numbers",
+            finite=run.is_finite,
+            sites=tuple(lines),
+            times=sum(len(c.events) for c in culprits),
+            loss=run.loss,
+            gradient=math.hypot(*(group.norm for group in run.groups)),
+            culprit_after=None,
+            seconds=run.seconds,
+        )
 
     def _is_cured_by(self, suspects: Collection[analysis.Suspect]) -> bool:
         return analysis.is_cured(self._trace, self._repaired(suspects))
@@ -100,7 +122,14 @@ class Detective:
         """Replay once more with all tensors kept, and ask them about each culprit."""
         self.progress("where the operands are from")
         given = self._trace.events[repairs.first_of_step(self._trace) :]
-        done = replay(self.subject, self.batch, NATIVE, scope=Scope(keep=_budget(self.subject)))
+        calls = CallMode()
+        done = replay(
+            self.subject,
+            self.batch,
+            NATIVE,
+            scope=Scope(keep=_budget(self.subject)),
+            change=Change(calls.entered),
+        )
         events = done.trace.events if done.trace else ()
         found = []
         for suspect in culprits:
@@ -112,6 +141,12 @@ class Detective:
                 ends = (e.index for e in events[there.index :] if e.phase == "backward")
                 inquiry = inquire(done.kept, here, there, next(ends, len(events)))
             found.append(self._explained(self._trace, suspect, inquiry))
+            called = _again(suspect.call or event, given, events)
+            if self.lead is None and called is not None:
+                chains = (ancestor for _, chain in inquiry.lineage for ancestor in chain)
+                upstream = [calls.around(a.event)[:1] for a in chains if a.event is not None]
+                sites = tuple(site for around in upstream for site in around)
+                self.lead = Lead(found[0], calls.around(called.index), sites)
         return found
 
     def _explained(self, trace: Trace, suspect: analysis.Suspect, inquiry: Inquiry) -> Finding:

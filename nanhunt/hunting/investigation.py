@@ -20,12 +20,14 @@ from nanhunt.records import (
     Sample,
     Sink,
     Trace,
+    Trial,
     Verdict,
 )
 from nanhunt.replay import Replay, blame_terms, replay, take_steps
 from nanhunt.snapshot import keep_generators, seed_generators
 from nanhunt.structure import count_samples, take_samples
 from nanhunt.subject import Subject, told
+from nanhunt.trials import Lead, try_fixes
 from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of
 from nanhunt.versions import versions
 
@@ -48,6 +50,9 @@ class Investigation:
     ablations: list[Ablation] = field(default_factory=list)
     sizes: list[Sample] = field(default_factory=list)
     seeds: list[Sample] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    lead: Lead | None = None
+    untried: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     steps: int = 1
     pace: tuple[Pace, ...] = ()
@@ -72,6 +77,8 @@ class Investigation:
         )
         self.culprits = detective.findings()
         self.notes.extend(detective.notes)
+        self.trials.extend(detective.trials)
+        self.lead = detective.lead
 
     def _make_batch(self) -> None:
         self.progress("batch")
@@ -238,6 +245,22 @@ class Investigation:
         terms = [term.name for term in self._native.run.terms]
         return next((t for t in terms if t == name or self._handle(t) == name), None)
 
+    # -- trials ------------------------------------------------------------------------------
+
+    def try_fixes(self, budget: float) -> None:
+        """Change one thing at a time at each culprit and see whether the failure goes away."""
+        if not self.culprits or self.deterministic is False:
+            return
+        if not budget:
+            self.untried.append("all")
+            return
+        lead = self.lead or Lead(self.culprits[0])
+        trials, left_out = try_fixes(
+            lead, self.subject, self.batch, self.runs, self.progress, budget
+        )
+        self.trials.extend(trials)
+        self.untried.extend(left_out)
+
     # -- does it come again ------------------------------------------------------------------
 
     def try_sizes(self) -> None:
@@ -293,6 +316,7 @@ class Investigation:
             culprits=self.culprits,
             runs=tuple(self.runs),
             ablations=tuple(self.ablations),
+            trials=tuple(self.trials),
             precision=analysis.judge_precision(self.runs),
             diagnosis=self._diagnosis(twins),
             modules=analysis.summarise_modules(self.trace),
@@ -343,6 +367,8 @@ class Investigation:
     def _unchecked(self, precisions: Sequence[str]) -> Iterable[str]:
         if device_of(self.subject.model) == "cpu":
             yield "CUDA"
+        if self.untried:
+            yield f"fixes: {_told_untried(self.untried)}"
         yield "other batches (--batch N) and other initialisations"
         if any(type(m).__name__ == "OptimizedModule" for m in self.subject.model.modules()):
             yield "compiled code: it was replayed eagerly"
@@ -353,6 +379,12 @@ class Investigation:
             yield "the optimizer step: the subject has no optimizer"
         elif not self._native.run.is_finite and not self._native.run.stepped_nonfinite:
             yield "the optimizer step: it comes after a finite backward only"
+
+
+def _told_untried(changes: Sequence[str]) -> str:
+    if [*changes] == ["all"]:
+        return "none was tried (--quick)"
+    return f"{len(changes)} more, for which there was no time"
 
 
 def _title(each: Variant) -> str:

@@ -11,12 +11,16 @@ from nanhunt.hunting.investigation import Investigation
 from nanhunt.records import Report, Trace
 from nanhunt.snapshot import preserved
 from nanhunt.subject import Subject
+from nanhunt.trials import BUDGET
 from nanhunt.variants import DEFAULT, NATIVE, variant
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an investigation is to do: the arguments of `hunt`, and whether shapes are noted."""
+    """What an investigation is to do: the arguments of `hunt`, and whether shapes are noted.
+
+    Trials of fixes may take `budget` seconds; with 0 there are none.
+    """
 
     batch: int = 0
     precisions: Sequence[str] = DEFAULT
@@ -25,6 +29,7 @@ class Plan:
     progress: Callable[[str], object] = lambda _: None
     shapes: bool = False
     steps: int = 1
+    budget: float = BUDGET
 
 
 def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
@@ -100,5 +105,6 @@ def _follow(investigation: Investigation, plan: Plan) -> None:
     for each in chosen:
         investigation.run(each)
     investigation.ablate(plan.ablate, chosen)
+    investigation.try_fixes(plan.budget)
     investigation.try_sizes()
     investigation.try_others(plan.others)

@@ -22,6 +22,7 @@ _ENGINE_CODE: CodeType = torch.autograd.graph._engine_run_backward.__code__  # n
 _APPLY_CODE: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD_CODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
 
+_MODULE_FILE = torch.nn.modules.module.__file__
 _TORCH_DIR = str(Path(torch.__file__).parent) + os.sep
 _OWN_DIR = str(Path(__file__).parents[1]) + os.sep
 # Modes and what is wrapped around torch's functions stand between an op and the user's code; every
@@ -30,6 +31,7 @@ _MODE_PLACES = (
     _OWN_DIR + "recorder" + os.sep,
     _OWN_DIR + "interventions",
     _OWN_DIR + "guarding" + os.sep,
+    _OWN_DIR + "trials" + os.sep,
 )
 _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib", "platlib")})
@@ -73,6 +75,29 @@ def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]
             return None, None
         frame = frame.f_back
     return None, None
+
+
+def call_path() -> tuple[Place, ...] | None:
+    """The calls from the one that torch was asked for out to the innermost line of the user.
+
+    None where no line of the user asked for it. How torch calls a module differs with the hooks
+    that there are, so the frames of that are left out.
+    """
+    path: list[Place] = []
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as above
+    while frame is not None:
+        code = frame.f_code
+        kind = _KINDS.get(code.co_filename)
+        if kind is None:
+            kind = _KINDS[code.co_filename] = _kind_of(code.co_filename)
+        if kind == _BOUNDARY:
+            return None
+        if code.co_filename != _MODULE_FILE:
+            path.append((code, frame.f_lasti))
+        if kind == _USER:
+            return tuple(path)
+        frame = frame.f_back
+    return None
 
 
 def _applier(frame: FrameType) -> Place | None:

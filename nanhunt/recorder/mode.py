@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +17,7 @@ from torch.optim.optimizer import (
 
 from nanhunt import measurement
 from nanhunt.interventions import OwnMode
+from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.entries import Entry, dtype_of, event_of
 from nanhunt.recorder.flow import Flow, repair
 from nanhunt.recorder.frames import Place, is_in_backward, user_call
@@ -97,6 +96,7 @@ class Recorder(OwnMode):
         self.passages: list[Passage] = []
         self._scope = scope
         self.kept = Kept(scope.keep) if scope.keep else None
+        self._repaired: set[int | None] = set()  # nodes that forward ops with repaired outputs made
         self._handles: list[Any] = []
         # Called at once: with the index of an event that is a birth; with a module that was called
         # from outside of any other.
@@ -308,6 +308,10 @@ class Recorder(OwnMode):
             if self.kept is not None:
                 self.kept.add(call, outputs)
             if index in self._scope.repair:
+                # An op that makes no node shows the number of the last one.
+                is_new = event[3] != self._raw[index - 1][3]
+                self._repaired.add(event[2][1] if node is not None else event[3] if is_new else -1)
+            if index in self._scope.repair or event[2][1] in self._repaired:
                 repair(outputs, given, is_backward=node is not None)
             met = self._flow.follow(call, node, given, outputs, index)
             if met is not None:
@@ -379,20 +383,3 @@ def _unwrapped(tensor: Tensor) -> Tensor:
     while _is_wrapped(tensor):
         tensor = _unwrap(tensor)
     return tensor
-
-
-@contextlib.contextmanager
-def compiled_code_run_eagerly() -> Iterator[None]:
-    """Run compiled functions eagerly, and leave them compiled.
-
-    Without this, one call under a dispatch mode leaves them uncompiled for the rest of the process,
-    and the compiler traces the mode too. Where it was never imported there is nothing compiled, and
-    importing it takes seconds.
-    """
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # Compiled modules warn of hooks like ours, which are gone when they run compiled again.
-        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
-        yield

@@ -144,6 +144,54 @@ class Ablation:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """One replay with one thing changed, to see whether the failure goes away.
+
+    `recipe` is the slug of what was changed and `change` says it in words; `before` and `after` are
+    the user's line, where the change can be written there. `sites` are the lines that were changed
+    and `times` is how often the changed calls ran. `loss_change` is relative to the loss as given,
+    or to that of `reference` where it was not finite; `gradient_error` is the distance of the
+    gradients from those of `reference`, relative to their norm; both are None where there is
+    nothing finite to compare with. `loss_tolerance` and `gradient_tolerance` are what a proof
+    allows. `culprit_after` is what made the next non-finite value, and `raised` the error of a
+    replay that could not run.
+    """
+
+    recipe: str
+    change: str
+    finite: bool = False
+    sites: tuple[str, ...] = ()
+    times: int = 0
+    before: str | None = None
+    after: str | None = None
+    loss: float = math.nan
+    loss_change: float | None = None
+    gradient: float = math.nan
+    gradient_error: float | None = None
+    reference: str = ""
+    loss_tolerance: float = 1e-3
+    gradient_tolerance: float = 1e-2
+    culprit_after: str | None = None
+    raised: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_neutralising(self) -> bool:
+        """Whether the value was repaired at birth, which shows a cause and is no fix."""
+        return self.recipe == "neutralise"
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it makes the step finite and leaves what was finite as it was."""
+        return (
+            self.finite
+            and not self.is_neutralising
+            and (self.loss_change is None or self.loss_change <= self.loss_tolerance)
+            and (self.gradient_error is None or self.gradient_error <= self.gradient_tolerance)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleFacts:
     """What one module did in the native replay, over all its calls.
 
@@ -188,9 +236,9 @@ class Report:
     `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
     `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
-    tells of those that were, the last one being the one that is reported; `harmless` are the
-    non-finite values that reached no sink; `notes` are further measured facts; `command` repeats
-    the run.
+    tells of those that were, the last one being the one that is reported; `trials` are the replays
+    with one thing changed; `harmless` are the non-finite values that reached no sink; `notes` are
+    further measured facts; `command` repeats the run.
     """
 
     subject: str
@@ -205,6 +253,7 @@ class Report:
     culprits: tuple[Finding, ...] = ()
     runs: tuple[Run, ...] = ()
     ablations: tuple[Ablation, ...] = ()
+    trials: tuple[Trial, ...] = ()
     precision: str = ""
     diagnosis: tuple[Answer, ...] = ()
     modules: tuple[ModuleFacts, ...] = ()

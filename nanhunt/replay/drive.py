@@ -51,6 +51,8 @@ class Drive:
         self.batch: Any = None
         self.weights: dict[str, float] = {}
         self.digest = ""
+        self.keeps_gradients = False
+        self.gradients: dict[str, Tensor] = {}
         self._objective: Objective | None = None
         self._loss: Tensor | None = None
 
@@ -140,6 +142,8 @@ class Drive:
             self.missing = without_gradient(self.subject.model)
             if self._loss is not None:
                 self.digest += fingerprint(self._loss, self.subject.model)
+            if self.keeps_gradients:
+                self._keep_gradients()
         else:
             named = self.subject.model.named_parameters()
             found = (
@@ -149,6 +153,12 @@ class Drive:
             )
             self.sinks.extend(found)
             self._judge_scaler(recorder, order)
+
+    def _keep_gradients(self) -> None:
+        """Those of the loss itself, without its scale; the last ones of several."""
+        scale = self.scale if self.subject.train_step is None else 1.0
+        named = self.subject.model.named_parameters()
+        self.gradients = {n: _unscaled(p.grad, scale) for n, p in named if p.grad is not None}
 
     def _judge_scaler(self, recorder: Recorder | None, order: int) -> None:
         """Look at the gradients again that the scaler has unscaled: a scale of 0 spoils them."""
@@ -238,6 +248,13 @@ class Drive:
             passages=tuple(recorder.passages),
         )
         return run, trace
+
+
+def _unscaled(gradient: Tensor, scale: float) -> Tensor:
+    """A copy that has room for what a small scale had made fit."""
+    kept = gradient.detach()
+    wide = kept.float() if kept.dtype in (torch.float16, torch.bfloat16) else kept
+    return wide / scale
 
 
 def set_scale(subject: Subject, scale: float) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,13 +25,34 @@ INITIAL_SCALE = 65536.0
 PLAIN = Scope()
 
 
+def _nothing(_subject: Subject) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that is done otherwise than in the step as given.
+
+    `applied` is entered around the step, with all that it does to the subject put back afterwards.
+    The loss is multiplied by `scale` before the backward and the gradients are divided by it again.
+    With `gradients` they are kept.
+    """
+
+    applied: Callable[[Subject], contextlib.AbstractContextManager[object]] = _nothing
+    scale: float | None = None
+    gradients: bool = False
+
+
+UNCHANGED = Change()
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
-    `weights` are those that the live objective held while the step ran, and `kept` the tensors of
-    a replay that was to keep them.
+    `weights` are those that the live objective held while the step ran, `kept` the tensors of
+    a replay that was to keep them and `gradients` those of the parameters, by name.
     """
 
     variant: Variant
@@ -40,10 +61,16 @@ class Replay:
     fingerprint: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
     kept: Kept | None = None
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def replay(
-    subject: Subject, batch: Any, variant: Variant = NATIVE, *, scope: Scope | None = PLAIN
+    subject: Subject,
+    batch: Any,
+    variant: Variant = NATIVE,
+    *,
+    scope: Scope | None = PLAIN,
+    change: Change = UNCHANGED,
 ) -> Replay:
     """Run the step of a subject once and put everything back.
 
@@ -53,6 +80,7 @@ def replay(
         batch: the batch; it is copied, never written to.
         variant: how the step differs from the one given.
         scope: what the recorder is to do; without one only loss and gradients are measured.
+        change: what is done otherwise; a step that raises under one is a `Run` with `raised`.
 
     Returns:
         The replay. One that raises under a variant is a `Run` with `raised`.
@@ -62,9 +90,9 @@ def replay(
         UsageError: the variant names a term or weight that does not exist.
     """
     start = time.perf_counter()
-    scale = _first_scale(subject, variant)
+    scale = change.scale or _first_scale(subject, variant)
     # Under a scale, recording waits until the scale is known at which there is something to see.
-    attempt = _Attempt(subject, batch, variant)
+    attempt = _Attempt(subject, batch, variant, change)
     done = attempt(scope if scale <= 1.0 else None, scale)
     if scale > 1.0 and done.run.raised is None and not done.run.is_finite:
         done = _fit_scale(attempt, scope, failed=done)
@@ -115,6 +143,7 @@ class _Attempt:
     subject: Subject
     batch: Any
     variant: Variant
+    change: Change
 
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
@@ -123,18 +152,22 @@ class _Attempt:
                 seed_generators(subject.seed + subject.step)
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
+                drive.keeps_gradients = self.change.gradients
                 recorder = Recorder(execution.half.execute, scope) if scope else None
                 if recorder:
                     recorder.next_step(subject.step)
-                with recorder.recording(subject.model) if recorder else contextlib.nullcontext():
+                recording = recorder.recording(subject.model) if recorder else None
+                with recording or contextlib.nullcontext(), self.change.applied(subject):
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
                 kept = recorder.kept if recorder else None
-                return Replay(variant, run, trace, drive.digest, drive.weights, kept)
-        except NanhuntError:
-            raise
+                return Replay(
+                    variant, run, trace, drive.digest, drive.weights, kept, drive.gradients
+                )
         except (Exception, SystemExit) as error:
-            if variant == NATIVE:
+            if self.change is UNCHANGED and isinstance(error, NanhuntError):
+                raise
+            if self.change is UNCHANGED and variant == NATIVE:
                 raise SubjectError(f"the step raised {told(error)}") from error
             run = Run(variant.name, variant.without, raised=told(error))
             return Replay(variant, run)

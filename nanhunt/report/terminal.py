@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from nanhunt.records import Ablation, Finding, Phase, Report, Run, Step, Verdict
-from nanhunt.report import tables
+from nanhunt.report import tables, trials
 from nanhunt.report.layout import Sheet, beside, clean, clipped, number, said, short
 from nanhunt.report.modules import around_culprit
 from nanhunt.report.tables import BAD, FAINT, GOOD, ODD, outcome, share
@@ -119,8 +119,11 @@ def _verdict(report: Report, sheet: Sheet) -> list[Text]:
         lines += _culprit(finding, f"{i} " if many else "", narrow, late=late)
     if not report.culprits:
         lines += _labelled("where", _unplaced(report), narrow)
-    recipes = dict.fromkeys(recipe for finding in report.culprits for recipe in finding.recipes)
+    recipes = trials.untried(report)
+    if trials.best(report) is not None and any(t.is_proven for t in trials.fixes(report)):
+        recipes = []
     advice = [said(", ".join(recipes), " (not replayed)")] if recipes else []
+    lines += trials.verdict(report, narrow, MARGIN)
     return lines + _cure(report, narrow) + _labelled("to try", advice, narrow)
 
 
@@ -221,6 +224,8 @@ def _unplaced(report: Report) -> list[Text]:
 def _cure(report: Report, sheet: Sheet) -> list[Text]:
     """What was taken out and replayed: the cures first, then what does not cure."""
     tried = sorted((a for a in report.ablations if a.mode == "without"), key=lambda a: not a.cures)
+    if not tried and report.trials:
+        return []
     if not tried:
         return _labelled("cure", [said("not sought: no ablation was replayed")], sheet)
     inner = sheet.inside(MARGIN)
@@ -330,6 +335,7 @@ _SECTIONS: tuple[_Section, ...] = (
     tables.pace,
     tables.runs,
     tables.ablations,
+    trials.table,
     tables.diagnosis,
     around_culprit,
     _path,

@@ -1,0 +1,123 @@
+"""What was changed and replayed: the fix and its proof beside the verdict, all in a table."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from nanhunt.records import Report, Trial
+from nanhunt.report.layout import Column, Sheet, beside, clean, clipped, number, said
+from nanhunt.report.tables import BAD, GOOD, ODD
+
+SHOWN = 4  # refuted changes that are named beside the fix; the table has them all
+
+
+def best(report: Report) -> Trial | None:
+    """The first change that is proven, else the first that makes the step finite."""
+    tried = fixes(report)
+    finite = [trial for trial in tried if trial.finite]
+    return next((trial for trial in tried if trial.is_proven), finite[0] if finite else None)
+
+
+def fixes(report: Report) -> list[Trial]:
+    """The trials that change the program, and not what an op returned."""
+    return [trial for trial in report.trials if not trial.is_neutralising]
+
+
+def untried(report: Report) -> list[str]:
+    """What the causes advise and no trial has shown anything about."""
+    tried = {name for trial in fixes(report) for name in trial.recipe.split(" + ")}
+    advised = dict.fromkeys(recipe for finding in report.culprits for recipe in finding.recipes)
+    return [recipe for recipe in advised if recipe not in tried]
+
+
+def proof(trial: Trial) -> str:
+    """What a replay with the change showed, in words."""
+    if not trial.finite:
+        return "raised" if trial.raised else "still non-finite"
+    parts = ["finite"]
+    if trial.loss_change is not None:
+        parts.append(f"loss {'as before' if trial.loss_change == 0 else change(trial)}")
+    if trial.gradient_error is not None:
+        agrees = trial.gradient_error <= trial.gradient_tolerance
+        verb = "agrees with" if agrees else "differs from"
+        parts.append(f"gradient {verb} {trial.reference}: {number(trial.gradient_error)}")
+    elif trial.reference == "":
+        parts.append("no finite FP64 gradient to compare with")
+    return ", ".join(parts)
+
+
+def change(trial: Trial) -> str:
+    """By how much the loss changed."""
+    amount = trial.loss_change or 0.0
+    return (
+        f"changed by {number(100 * amount)} %" if amount < 1 else f"changed {number(amount)}-fold"
+    )
+
+
+def verdict(report: Report, sheet: Sheet, margin: int) -> list[Text]:
+    """The fix, its proof and the line as it would read; then what was shown not to help."""
+    inner = sheet.inside(margin)
+    lines: list[Text] = []
+    for trial in (t for t in report.trials if t.is_neutralising):
+        told = "yes: repaired at birth the step is finite"
+        told = told if trial.finite else "no: repaired at birth the step is still non-finite"
+        lines += beside(
+            said(("sole cause", "bold")), inner.wrapped(said(told, " (replayed)")), margin
+        )
+    tried = fixes(report)
+    if tried:
+        lines += beside(said(("fix", "bold")), _fix(tried, best(report), inner), margin)
+    return lines
+
+
+def _fix(tried: Sequence[Trial], found: Trial | None, sheet: Sheet) -> list[Text]:
+    lines: list[Text] = []
+    if found is None:
+        kinds = dict.fromkeys(trial.recipe for trial in tried)
+        lines += sheet.wrapped(
+            said(f"none of {len(tried)} changes made it finite: ", ", ".join(kinds))
+        )
+        return lines
+    word = ("proven", GOOD) if found.is_proven else ("not proven", ODD)
+    lines += sheet.wrapped(said((found.recipe, "bold"), "  ", word, f": {proof(found)}"))
+    lines += list(_written(found, sheet))
+    refuted = dict.fromkeys(t.recipe for t in tried if not t.finite and t.raised is None)
+    if refuted:
+        names = ", ".join([*refuted][:SHOWN])
+        lines += sheet.wrapped(said(("refuted", ODD), f": {names}: still non-finite (replayed)"))
+    return lines
+
+
+def _written(trial: Trial, sheet: Sheet) -> Iterator[Text]:
+    """The line before and after, where the change can be written there; else in words."""
+    if trial.before is None or trial.after is None:
+        place = f" at {', '.join(dict.fromkeys(trial.sites))}" if trial.sites else ""
+        yield from sheet.wrapped(said(trial.change, place))
+        return
+    for mark, line, style in (("-", trial.before, BAD), ("+", trial.after, GOOD)):
+        yield from beside(said((mark, style)), sheet.inside(2).wrapped(said(line)), 2)
+
+
+def table(report: Report, sheet: Sheet) -> list[Text]:
+    """Every trial: what was changed, and what the replay showed."""
+    tried = fixes(report)
+    if not tried:
+        return []
+    names = [said(trial.recipe) for trial in tried]
+    shown = [said((proof(t), _style(t))) for t in tried]
+    what = [said(clean(trial.change)) for trial in tried]
+    room = max(sheet.width - max(cell_len(n.plain) for n in names) - 44, 12)
+    columns = [
+        Column("Trials", names),
+        Column("change", [clipped(text, room) for text in what], rank=1),
+        Column("outcome", shown),
+    ]
+    return sheet.tabled(columns)
+
+
+def _style(trial: Trial) -> str:
+    if trial.is_proven:
+        return GOOD
+    return ODD if trial.finite or math.isfinite(trial.loss) else ""

@@ -1,0 +1,204 @@
+"""One trial: the step replayed with one thing changed, and what that shows."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nanhunt.recorder import Scope
+from nanhunt.records import Run, Trial
+from nanhunt.replay import Change, Replay, replay
+from nanhunt.subject import Subject
+from nanhunt.trials.trying import NO_PATCH, Patch, Trying
+from nanhunt.variants import NATIVE, VARIANTS
+
+# What a proof allows: rounding of the dtype in which the culprit ran, over a whole step.
+_HALF = ("float16", "bfloat16")
+_LOSS_TOLERANCE = {True: 1e-2, False: 1e-3}
+_GRADIENT_TOLERANCE = {True: 0.1, False: 1e-2}
+_SMALLEST = 1e-6  # a loss below this is compared as if it were as large
+
+Applied: TypeAlias = Callable[[Subject], contextlib.AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One change that may make the step finite.
+
+    A `patch` of calls, something that is `applied` to the subject around the step, a `scale` of the
+    loss, or another `batch`.
+    """
+
+    recipe: str
+    told: str
+    patch: Patch = NO_PATCH
+    applied: Applied | None = None
+    scale: float | None = None
+    batch: Any = None
+    lines: tuple[str, str] | None = None
+    sites: tuple[str, ...] = ()
+
+    def on_top_of(self, base: "Candidate | None") -> "Candidate":
+        """This change together with one that was made before."""
+        if base is None:
+            return self
+        return replace(
+            self,
+            recipe=f"{base.recipe} + {self.recipe}",
+            told=f"{base.told}; {self.told}",
+            patch=base.patch.also(self.patch),
+            sites=(*base.sites, *self.sites),
+            applied=self.applied or base.applied,
+            scale=self.scale or base.scale,
+            batch=self.batch if self.batch is not None else base.batch,
+            lines=self.lines if base.lines is None else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trial, and what it left to look further into."""
+
+    trial: Trial
+    replay: Replay
+    calls: Trying
+
+
+@dataclass(slots=True)
+class Bench:
+    """Runs trials on one step; the subject is after each as it was before."""
+
+    subject: Subject
+    batch: Any
+    native: Run
+    dtype: str  # of the culprit
+    ties: tuple[Patch, ...] = ()  # two ways to split the ties of a decomposition
+    fails_in_fp64: bool = False  # as a replay has shown
+    _reference: "Reference | None" = field(default=None, init=False)
+
+    def try_out(self, candidate: Candidate, *, recorded: bool = False) -> Outcome:
+        """Replay the step with a change and compare it with the step as given."""
+        start = time.perf_counter()
+        calls = Trying(candidate.patch)
+        change = Change(_both(calls, candidate.applied), candidate.scale, gradients=True)
+        batch = self.batch if candidate.batch is None else candidate.batch
+        done = replay(
+            self.subject, batch, NATIVE, scope=Scope() if recorded else None, change=change
+        )
+        is_whole = candidate.batch is None
+        trial = self._judged(candidate, done, is_whole=is_whole)
+        forms = [f"{site.name} → {form}" for site, form in calls.forms.items()]
+        trial = replace(
+            trial,
+            change=", ".join([candidate.told, *forms]),
+            times=calls.times,
+            seconds=time.perf_counter() - start,
+        )
+        return Outcome(trial, done, calls)
+
+    def _judged(self, candidate: Candidate, done: Replay, *, is_whole: bool) -> Trial:
+        run, is_half = done.run, self.dtype in _HALF
+        before, after = candidate.lines or (None, None)
+        trial = Trial(
+            candidate.recipe,
+            candidate.told,
+            finite=run.is_finite,
+            sites=candidate.sites,
+            before=before,
+            after=after,
+            loss=run.loss,
+            loss_change=_relative(run.loss, self.native.loss) if is_whole else None,
+            gradient=math.hypot(*(group.norm for group in run.groups)),
+            loss_tolerance=_LOSS_TOLERANCE[is_half],
+            gradient_tolerance=_GRADIENT_TOLERANCE[is_half],
+            raised=run.raised,
+        )
+        if not run.is_finite or not is_whole:
+            return trial
+        reference = self._referred()
+        if not reference.gradients:
+            return trial
+        error = _distance(done.gradients, reference.gradients)
+        if reference.is_split and error > trial.gradient_tolerance and self._is_arbitrary():
+            return trial
+        if trial.loss_change is None:
+            trial = replace(trial, loss_change=_relative(run.loss, reference.loss))
+        return replace(trial, gradient_error=error, reference=reference.name)
+
+    def _referred(self) -> "Reference":
+        """Finite gradients in FP64 of the step as given, else of one whose ties are split."""
+        if self._reference is None:
+            fails = self.fails_in_fp64
+            self._reference = _NO_REFERENCE if fails else self._in_fp64("fp64", NO_PATCH)
+            if not self._reference.gradients and self.ties:
+                self._reference = self._in_fp64("fp64, ties split", self.ties[0])
+        return self._reference
+
+    def _is_arbitrary(self) -> bool:
+        """Whether it depends on how ties are split; there is no gradient to agree with then."""
+        one, other = self._referred(), self._in_fp64("", self.ties[1])
+        if _distance(other.gradients, one.gradients) < _GRADIENT_TOLERANCE[False]:
+            return False
+        self._reference, self.ties = _NO_REFERENCE, ()
+        return True
+
+    def _in_fp64(self, name: str, patch: Patch) -> "Reference":
+        change = Change(Trying(patch).entered, gradients=True)
+        done = replay(self.subject, self.batch, VARIANTS["fp64"], scope=None, change=change)
+        if not done.run.is_finite or not self._fits(done.gradients):
+            return _NO_REFERENCE
+        return Reference(name, done.gradients, done.run.loss, is_split=bool(patch.edits))
+
+    def _fits(self, gradients: Mapping[str, Tensor]) -> bool:
+        """Whether the parameters' own dtype could hold these gradients at all."""
+        dtypes = {name: p.dtype for name, p in self.subject.model.named_parameters()}
+        return all(bool(torch.isfinite(g.to(dtypes[name])).all()) for name, g in gradients.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Gradients to compare with."""
+
+    name: str = ""
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: float = math.nan
+    is_split: bool = False
+
+
+_NO_REFERENCE = Reference()
+
+
+def _both(calls: Trying, applied: Applied | None) -> Applied:
+    @contextlib.contextmanager
+    def entered(subject: Subject) -> Iterator[None]:
+        with calls.entered(subject), applied(subject) if applied else contextlib.nullcontext():
+            yield
+
+    return entered
+
+
+def _relative(loss: float, before: float) -> float | None:
+    if not math.isfinite(before) or not math.isfinite(loss):
+        return None
+    return abs(loss - before) / max(abs(before), _SMALLEST)
+
+
+def _distance(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """The norm of the difference over the norm, all gradients together."""
+    apart, norm = 0.0, 0.0
+    for name, expected in reference.items():
+        wide = expected.to(_double(expected))
+        norm += float(wide.abs().square().sum())
+        given = gradients.get(name)
+        difference = wide if given is None else given.to(wide.dtype) - wide
+        apart += float(difference.abs().square().sum())
+    return math.sqrt(apart / norm) if norm else math.sqrt(apart)
+
+
+def _double(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
