@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from nanhunt.trials.calls import Call
@@ -44,7 +45,8 @@ class Edit:
             return self._value(call=proceed(call), x=_operand(call, "x"))
         if self.target == "keyword":
             return proceed(_with_keyword(call, self.text))
-        changed, place = self._value(**{self.target: _operand(call, self.target)}), _place(call)
+        operand, place = _operand(call, self.target), _place(call)
+        changed = self._value(**{self.target: operand, "f": _of_operand(call, place[self.target])})
         position = place[self.target]
         args = tuple(changed if i == position else a for i, a in enumerate(call.args))
         returned = proceed(call._replace(args=args))
@@ -53,15 +55,15 @@ class Edit:
         return returned
 
     def _value(self, **names: Any) -> Any:
-        return _compiled(self.text)(**{"x": None, "y": None, "call": None, **names})
+        return _compiled(self.text)(**{"x": None, "y": None, "call": None, "f": None, **names})
 
 
 @functools.cache
 def _compiled(text: str) -> Callable[..., Any]:
-    ours = {f.__name__: f for f in (gap_only, detached, loaded, eigh_by_svd, split)}
+    ours = {f.__name__: f for f in (gap_only, detached, loaded, eigh_by_svd, split, nudged)}
     names = {"torch": torch, "F": functional, **ours}
-    code = text.format(x="x", y="y", call="call")
-    made: Callable[..., Any] = eval(f"lambda x, y, call: {code}", names)  # noqa: S307 - our own text
+    code = text.format(x="x", y="y", call="call", f="f")
+    made: Callable[..., Any] = eval(f"lambda x, y, call, f: {code}", names)  # noqa: S307 - our own text
     return made
 
 
@@ -74,7 +76,40 @@ _REVERSED = frozenset(["rdiv", "rtruediv", "rpow", "rsub", "rmatmul"])
 
 
 def _place(call: Call) -> dict[str, int]:
-    return {"x": 1, "y": 0} if call.site.name in _REVERSED else {"x": 0, "y": 1}
+    first = int(bool(call.args) and isinstance(call.args[0], str))  # the equation of an einsum
+    x, y = (1, 0) if call.site.name in _REVERSED else (0, 1)
+    return {"x": first + x, "y": first + y}
+
+
+def _of_operand(call: Call, position: int) -> Callable[[Any], Any]:
+    """The call as a function of one of its operands."""
+
+    def called(value: Any) -> Any:
+        args = (value if i == position else a for i, a in enumerate(call.args))
+        return call.func(*args, **call.kwargs)
+
+    return called
+
+
+def nudged(x: Any, f: Callable[[Any], Any], step: float) -> Tensor:
+    """An argument moved a little wherever the function or its derivative is not finite there."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise DoesNotApplyError
+    is_bad = ~_is_regular(x, f)
+    moved = x.detach() + step
+    back = x.detach() - step
+    moved = torch.where(_is_regular(moved, f), moved, back)
+    return torch.where(is_bad, moved, x)
+
+
+def _is_regular(x: Tensor, f: Callable[[Any], Any]) -> Tensor:
+    with torch.enable_grad():
+        probe = x.detach().clone().requires_grad_()
+        value = f(probe)
+        if not isinstance(value, Tensor) or value.shape != x.shape or not value.requires_grad:
+            raise DoesNotApplyError
+        (slope,) = torch.autograd.grad(value.sum(), probe)
+    return value.detach().isfinite() & slope.isfinite()
 
 
 def _operand(call: Call, name: str) -> Any:
@@ -84,10 +119,16 @@ def _operand(call: Call, name: str) -> Any:
     return call.args[position]
 
 
+OTHER_NAMES = {"correction": "unbiased"}
+
+
 def _with_keyword(call: Call, text: str) -> Call:
-    """The call with a keyword set, which may have been given by position."""
+    """The call with a keyword set, which may have been given by position or by an older name."""
     name, _, value = text.partition("=")
-    given = {name: _compiled(value)(x=None, y=None, call=None)}
+    given = {name: _compiled(value)(x=None, y=None, call=None, f=None)}
+    if OTHER_NAMES.get(name) in call.kwargs:
+        rest = {k: v for k, v in call.kwargs.items() if k != OTHER_NAMES[name]}
+        call = call._replace(kwargs=rest)
     try:
         names = list(inspect.signature(call.func).parameters)
     except ValueError:  # a builtin does not tell
@@ -147,6 +188,7 @@ _SOLVERS = frozenset(
 )
 _PICKING = frozenset(["nll_loss", "cross_entropy", "nll_loss_nd", "cross_entropy_loss"])
 _LOSSES = frozenset(["mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy"])
+_CASTS = frozenset(["to", "half", "bfloat16", "type", "type_as"])
 _NORMS = frozenset(["norm", "vector_norm", "linalg_vector_norm", "linalg_norm"])
 
 
@@ -163,40 +205,81 @@ def edits_of(name: str, dtype: str) -> Iterator[Edit]:
     yield Edit("finite_constant", "x", "torch.where({x}.isinf(), 0.0, {x})")
     yield Edit("finite_constant", "y", "torch.where({y}.isinf(), 0.0, {y})")
     wider = "float" if width in ("float16", "bfloat16") else "double"
+    if name in _CASTS:
+        yield Edit("upcast", "call", "{x}", follows=True)
     yield Edit("upcast", "x", f"{{x}}.{wider}()", follows=True)
+    for e in eps[:2]:
+        yield Edit("safe_argument", "x", f"nudged({{x}}, {{f}}, {e:g})")
     largest = torch.finfo(getattr(torch, width)).max if width in _EPS else 3.4e38
     yield Edit("saturate", "call", f"{{call}}.clamp(-{largest:.6g}, {largest:.6g})")
+
+
+# What is called -> its edits; <e> stands for each guard, <m> for each margin, <top> for the largest
+# argument of an exponential.
+_ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ...] = (
+    (
+        _POSITIVE,
+        (
+            ("double_where", "x", "torch.where({x} > 0, {x}, 1.0)"),
+            ("safe_argument", "x", "{x}.clamp_min(<e>)"),
+        ),
+    ),
+    (
+        _OPEN_UNIT,
+        (
+            ("double_where", "x", "torch.where({x}.abs() < 1, {x}, 0.0)"),
+            ("clamp", "x", "{x}.clamp(<m> - 1, 1 - <m>)"),
+        ),
+    ),
+    (
+        frozenset(["logit", "binary_cross_entropy"]),
+        (("clamp", "x", "{x}.clamp(<m>, 1 - <m>)"),),
+    ),
+    (
+        frozenset(["log1p"]),
+        (
+            ("double_where", "x", "torch.where({x} > -1, {x}, 0.0)"),
+            ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
+        ),
+    ),
+    (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
+    (
+        _DIVISIONS | {"atan2", "hypot", "fmod", "remainder"},
+        (
+            ("double_where", "y", "torch.where({y} == 0, 1.0, {y})"),
+            ("safe_denominator", "y", "torch.where({y}.abs() < <e>, <e>, {y})"),
+        ),
+    ),
+    (
+        frozenset(["reciprocal"]),
+        (
+            ("double_where", "x", "torch.where({x} == 0, 1.0, {x})"),
+            ("safe_denominator", "x", "torch.where({x}.abs() < <e>, <e>, {x})"),
+        ),
+    ),
+    (
+        _EXPONENTIALS,
+        (
+            ("double_where", "x", "torch.where({x} > <top>, 0.0, {x})"),
+            ("clamp", "x", "{x}.clamp(-<top>, <top>)"),
+        ),
+    ),
+    (frozenset(["entr"]) | _NORMS, (("safe_argument", "x", "{x} + <e>"),)),
+    (frozenset(["weight_norm"]), (("safe_argument", "x", "torch.where({x} == 0, <e>, {x})"),)),
+)
 
 
 def _of_argument(
     name: str, eps: tuple[float, ...], margin: tuple[float, ...], top: float
 ) -> Iterator[Edit]:
     """Keep the argument away from where the function, or its derivative, is not finite."""
-    if name in _POSITIVE:
-        yield Edit("double_where", "x", "torch.where({x} > 0, {x}, 1.0)")
-        yield from (Edit("safe_argument", "x", f"{{x}}.clamp_min({e:g})") for e in eps)
-    if name in _OPEN_UNIT:
-        yield Edit("double_where", "x", "torch.where({x}.abs() < 1, {x}, 0.0)")
-        yield from (Edit("clamp", "x", f"{{x}}.clamp({m:g} - 1, 1 - {m:g})") for m in margin)
-    if name in ("logit", "binary_cross_entropy"):
-        yield from (Edit("clamp", "x", f"{{x}}.clamp({m:g}, 1 - {m:g})") for m in margin)
-    if name == "log1p":
-        yield Edit("double_where", "x", "torch.where({x} > -1, {x}, 0.0)")
-        yield from (Edit("safe_argument", "x", f"{{x}}.clamp_min({m:g} - 1)") for m in margin)
-    if name in ("acosh", "arccosh"):
-        yield from (Edit("clamp", "x", f"{{x}}.clamp_min(1 + {m:g})") for m in margin)
-    if name in _DIVISIONS or name in ("reciprocal", "atan2", "hypot", "fmod", "remainder"):
-        divisor: Target = "x" if name == "reciprocal" else "y"
-        d = f"{{{divisor}}}"
-        yield Edit("double_where", divisor, f"torch.where({d} == 0, 1.0, {d})")
-        for e in eps:
-            text = f"torch.where({d}.abs() < {e:g}, {e:g}, {d})"
-            yield Edit("safe_denominator", divisor, text)
-    if name in _EXPONENTIALS:
-        yield Edit("double_where", "x", f"torch.where({{x}} > {top:g}, 0.0, {{x}})")
-        yield Edit("clamp", "x", f"{{x}}.clamp(-{top:g}, {top:g})")
-    if name in _NORMS:
-        yield from (Edit("safe_argument", "x", f"{{x}} + {e:g}") for e in eps)
+    for names, edits in _ARGUMENTS:
+        for recipe, target, text in edits if name in names else ():
+            steps = eps if "<e>" in text else margin if "<m>" in text else (top,)
+            for step in steps:
+                number = f"{step:g}"
+                filled = text.replace("<e>", number).replace("<m>", number).replace("<top>", number)
+                yield Edit(recipe, target, filled)
 
 
 def _of_reduction(name: str) -> Iterator[Edit]:
@@ -216,6 +299,10 @@ def _of_reduction(name: str) -> Iterator[Edit]:
 
 
 def _of_matrices(name: str, eps: tuple[float, ...]) -> Iterator[Edit]:
+    if name in ("linalg_qr", "qr"):
+        for e in (1e-5, 1e-3):
+            text = f"{{x}} + {e:g} * torch.eye(*{{x}}.shape[-2:], dtype={{x}}.dtype)"
+            yield Edit("diagonal_loading", "x", text)
     if name in _SOLVERS:
         for e in eps:
             text = f"{{x}} + {e:g} * torch.eye({{x}}.shape[-1], dtype={{x}}.dtype)"

@@ -27,6 +27,10 @@ _VIEWS = frozenset(
 )
 
 
+_JOINS = ("stack", "cat", "concat", "concatenate")
+_CASTS = ("half", "to", "float", "double")
+
+
 @dataclass(frozen=True, slots=True)
 class Formula:
     """One call as it was made: the tensor that it returned is `value`."""
@@ -83,13 +87,26 @@ class Formulas:
         return self._logs[id(value)]
 
     def _log(self, made: Formula, depth: int) -> Log:
-        if made.name in _VIEWS:
-            inner = self.log(made.args[0], depth - 1)
-            if inner is None or made.name in ("half", "to", "float", "double"):
-                return inner
-            return made.func(inner[0], *made.args[1:], **made.kwargs), inner[1]
+        found = self._seen_through(made, lambda part: self.log(part, depth - 1))
+        if found is not None:
+            return found
         rule = _RULES.get(made.name)
         return rule(self, made, depth - 1) if rule else None
+
+    def _seen_through(self, made: Formula, rule: Callable[[Any], Log]) -> Log:
+        """What a rule says of the tensors that another one only shows or puts together."""
+        if made.name in _JOINS:
+            logs = [log for log in map(rule, made.args[0]) if log is not None]
+            if not logs or len(logs) < len(made.args[0]):
+                return None
+            joined = made.func([log[0] for log in logs], *made.args[1:], **made.kwargs)
+            return joined, logs[0][1]
+        if made.name not in _VIEWS:
+            return None
+        inner = rule(made.args[0])
+        if inner is None or made.name in _CASTS:
+            return inner
+        return made.func(inner[0], *made.args[1:], **made.kwargs), inner[1]
 
     def log_of_any(self, value: Any, depth: int) -> Log:
         """The logarithm of a factor, which need not be made of exponentials."""
@@ -102,8 +119,13 @@ class Formulas:
     def log_of_rest(self, value: Any, depth: int) -> Log:
         """The logarithm of 1 - value."""
         made = self.of(value)
-        if made is not None and made.name == "sigmoid":
+        if made is None or depth == 0:
+            return None
+        if made.name == "sigmoid":
             return functional.logsigmoid(-made.args[0]), "logsigmoid(-z)"
+        shown = self._seen_through(made, lambda part: self.log_of_rest(part, depth - 1))
+        if shown is not None:
+            return shown
         found = self.log(value, depth)
         return (torch.log(-torch.expm1(found[0])), f"log(-expm1({found[1]}))") if found else None
 
@@ -244,6 +266,12 @@ def _root(of: Formulas, formula: Formula) -> Log:
     return _root_of_squares(of, formula.args[0]) if is_root else None
 
 
+def _log_odds(of: Formulas, formula: Formula) -> Log:
+    argument = formula.args[0]
+    one, rest = of.log(argument), of.log_of_rest(argument, _DEEPEST)
+    return (one[0] - rest[0], f"{one[1]} - {rest[1]}") if one and rest else None
+
+
 def _log_of_one_more(of: Formulas, formula: Formula) -> Log:
     argument = formula.args[0]
     made = of.of(argument)
@@ -305,6 +333,7 @@ def _spread(of: Formulas, formula: Formula) -> Log:
 _FORMS: Mapping[str, Callable[[Formulas, Formula], Log]] = {
     **dict.fromkeys(_BASES, _logarithm),
     "log1p": _log_of_one_more,
+    "logit": _log_odds,
     **dict.fromkeys(("div", "truediv", "true_divide"), _quotient),
     **dict.fromkeys(("sqrt", "pow"), _root),
     "binary_cross_entropy": _with_logits,

@@ -5,14 +5,14 @@ import linecache
 
 from nanhunt.recorder import Place
 from nanhunt.trials.calls import Site
-from nanhunt.trials.edits import Edit
+from nanhunt.trials.edits import OTHER_NAMES, Edit
 
 _MODULES = frozenset(["torch", "F", "functional", "nn", "special", "linalg", "fft"])
 
 
 def rewritten(site: Site, edit: Edit) -> tuple[str, str] | None:
     """The line before and after an edit; None where the call does not stand there as such."""
-    if not site.is_direct:
+    if not site.is_direct or "{f}" in edit.text:
         return None
     span = _span(site.line)
     if span is None:
@@ -68,7 +68,7 @@ def _operands(node: ast.expr, name: str) -> list[ast.expr] | None:
         return None  # the line calls something that calls this
     if isinstance(called, ast.Attribute) and not _is_module(called.value):
         return [called.value, *node.args]
-    return list(node.args)
+    return [a for a in node.args if not isinstance(a, ast.Constant) or not isinstance(a.value, str)]
 
 
 def _is_module(node: ast.expr) -> bool:
@@ -92,6 +92,6 @@ def _with_keyword(node: ast.expr, text: str) -> str | None:
     if not isinstance(node, ast.Call):
         return None
     name, _, value = text.partition("=")
-    others = [k for k in node.keywords if k.arg != name]
+    others = [k for k in node.keywords if k.arg not in (name, OTHER_NAMES.get(name, name))]
     keyword = ast.keyword(name, ast.parse(value, mode="eval").body)
     return ast.unparse(ast.Call(node.func, node.args, [*others, keyword]))

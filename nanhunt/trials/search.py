@@ -154,7 +154,9 @@ def _place(finding: Finding) -> tuple[object, ...]:
 
 
 def _edited(site: Site, edit: Edit) -> Candidate:
-    told = f"{site.name}: {edit.target} → " + edit.text.format(x="x", y="y", call="call")
+    told = f"{site.name}: {edit.target} → " + edit.text.format(
+        x="x", y="y", call="call", f=site.name
+    )
     if edit.target == "keyword":
         told = f"{site.name}: {edit.text}"
     lines = rewritten(site, edit)

@@ -73,7 +73,10 @@ def _of_data(finding: Finding, subject: Subject, batch: Any) -> Iterator[Candida
         yield Candidate("initialise", told, applied=_Zeroing(name))
         return
     kept = _finite_samples(batch)
-    if kept is not None:
+    if kept is None:
+        told = "the non-finite numbers of the batch set to 0"
+        yield Candidate("validate_batch", told, batch=map_tensors(batch, _cleaned))
+    else:
         part, left, count = kept
         told = f"without the {count - left} of {count} samples that hold it"
         yield Candidate("validate_batch", told, batch=part)
@@ -105,6 +108,10 @@ class _Zeroing:
         with torch.no_grad():
             tensor.nan_to_num_(0.0, 0.0, 0.0)
         yield
+
+
+def _cleaned(tensor: Tensor) -> Tensor:
+    return torch.nan_to_num(tensor, 0.0, 0.0, 0.0) if tensor.is_floating_point() else tensor
 
 
 def _finite_samples(batch: Any) -> tuple[Any, int, int] | None:
