@@ -36,11 +36,12 @@ LEVELS = {
     "variants": 4,
     "loading": 5,
     "replay": 5,
-    "hunting": 6,
-    "guarding": 6,
-    "cli": 7,
-    "__init__": 8,
-    "__main__": 8,
+    "repro": 6,
+    "hunting": 7,
+    "guarding": 7,
+    "cli": 8,
+    "__init__": 9,
+    "__main__": 9,
 }
 # The rooms that may import torch; the others only know records.
 TORCH = {
@@ -54,6 +55,7 @@ TORCH = {
     "loading",
     "variants",
     "replay",
+    "repro",
     "hunting",
     "guarding",
 }

@@ -8,15 +8,19 @@ from typing import Any
 
 from nanhunt.errors import UsageError
 from nanhunt.hunting.investigation import Investigation
+from nanhunt.hunting.reproduction import Order, reproduced
 from nanhunt.records import Report, Trace
-from nanhunt.snapshot import preserved
+from nanhunt.snapshot import preserved, remember
 from nanhunt.subject import Subject
 from nanhunt.variants import DEFAULT, NATIVE, variant
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an investigation is to do: the arguments of `hunt`, and whether shapes are noted."""
+    """What an investigation is to do: the arguments of `hunt`, and what only the shell asks for.
+
+    That is whether shapes are noted, and where a script of the culprit is to be written.
+    """
 
     batch: int = 0
     precisions: Sequence[str] = DEFAULT
@@ -25,6 +29,7 @@ class Plan:
     progress: Callable[[str], object] = lambda _: None
     shapes: bool = False
     steps: int = 1
+    repro: Order | None = None
 
 
 def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
@@ -67,10 +72,17 @@ def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
     subject = Subject.of(subject)
     with preserved(subject) if plan.steps > 1 else contextlib.nullcontext():
         investigation = Investigation(subject, plan.batch, plan.progress, plan.shapes)
+        restart = remember(subject) if plan.repro and plan.steps > 1 else _nothing
         investigation.start(plan.steps)
         _follow(investigation, plan)
         report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
+        if plan.repro is not None:
+            report = replace(report, repro=reproduced(investigation, plan.repro, restart))
     return replace(report, seconds=time.perf_counter() - start), investigation.trace
+
+
+def _nothing() -> None:
+    """One step begins where it ends: a replay puts everything back."""
 
 
 def _checked(plan: Plan) -> Plan:

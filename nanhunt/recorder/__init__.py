@@ -5,18 +5,22 @@ of the user's code, `flow` where non-finite values come from and go to, `given` 
 them, `evidence` what is read at the moment one is born, `regions` which views of one storage
 overlap.
 `kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from.
+`captured` copies the operands of the few ops that are asked for.
 `threads` lets all this go on in the threads that a step starts, `entries` makes the records.
 `oblivion` lets go of what a block of many steps has left behind.
 Nothing here judges: what a birth means is decided in `analysis`.
 """
 
 from nanhunt.recorder.ancestry import inquire
+from nanhunt.recorder.captured import Captured, CapturedCall
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder, Scope, compiled_code_run_eagerly, unrecorded
 from nanhunt.recorder.threads import carried_into_threads
 
 __all__ = [
+    "Captured",
+    "CapturedCall",
     "Kept",
     "Recorder",
     "Scope",

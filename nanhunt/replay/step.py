@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Kept, Recorder, Scope
+from nanhunt.recorder import Captured, Kept, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
@@ -23,6 +23,7 @@ from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 # GradScaler starts here and halves on overflow; below 1 a scale is no remedy any more.
 INITIAL_SCALE = 65536.0
 PLAIN = Scope()
+_NOT_RECORDED = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
-    `weights` are those that the live objective held while the step ran, and `kept` the tensors of
-    a replay that was to keep them.
+    `weights` are those that the live objective held while the step ran, `kept` the tensors of a
+    replay that was to keep them, and `captured` the operands of the ops that it was to capture.
     """
 
     variant: Variant
@@ -40,10 +41,16 @@ class Replay:
     fingerprint: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
     kept: Kept | None = None
+    captured: Captured | None = None
 
 
 def replay(
-    subject: Subject, batch: Any, variant: Variant = NATIVE, *, scope: Scope | None = PLAIN
+    subject: Subject,
+    batch: Any,
+    variant: Variant = NATIVE,
+    *,
+    scope: Scope | None = PLAIN,
+    capture: frozenset[int] = frozenset(),
 ) -> Replay:
     """Run the step of a subject once and put everything back.
 
@@ -53,6 +60,7 @@ def replay(
         batch: the batch; it is copied, never written to.
         variant: how the step differs from the one given.
         scope: what the recorder is to do; without one only loss and gradients are measured.
+        capture: indices of the events whose operands are to be copied before they run.
 
     Returns:
         The replay. One that raises under a variant is a `Run` with `raised`.
@@ -64,7 +72,7 @@ def replay(
     start = time.perf_counter()
     scale = _first_scale(subject, variant)
     # Under a scale, recording waits until the scale is known at which there is something to see.
-    attempt = _Attempt(subject, batch, variant)
+    attempt = _Attempt(subject, batch, variant, capture)
     done = attempt(scope if scale <= 1.0 else None, scale)
     if scale > 1.0 and done.run.raised is None and not done.run.is_finite:
         done = _fit_scale(attempt, scope, failed=done)
@@ -115,6 +123,7 @@ class _Attempt:
     subject: Subject
     batch: Any
     variant: Variant
+    capture: frozenset[int] = frozenset()
 
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
@@ -123,14 +132,17 @@ class _Attempt:
                 seed_generators(subject.seed + subject.step)
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
-                recorder = Recorder(execution.half.execute, scope) if scope else None
+                captured = Captured(self.capture, execution.half.execute)
+                execute = captured.execute if self.capture else execution.half.execute
+                recorder = Recorder(execute, scope) if scope else None
                 if recorder:
                     recorder.next_step(subject.step)
-                with recorder.recording(subject.model) if recorder else contextlib.nullcontext():
+                recording = recorder.recording(subject.model) if recorder else _NOT_RECORDED
+                with contextlib.closing(captured), recording:
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
                 kept = recorder.kept if recorder else None
-                return Replay(variant, run, trace, drive.digest, drive.weights, kept)
+                return Replay(variant, run, trace, drive.digest, drive.weights, kept, captured)
         except NanhuntError:
             raise
         except (Exception, SystemExit) as error:
