@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from nanhunt import analysis
 from nanhunt.analysis import Suspect
 from nanhunt.hunting.investigation import Investigation
-from nanhunt.records import Finding, Reproduction
+from nanhunt.records import Finding, OpEvent, Reproduction
 from nanhunt.replay import take_steps
 from nanhunt.repro import Target, check_folder, reproduce
 from nanhunt.structure import count_samples
@@ -63,7 +63,8 @@ def reproduced(
     trace = investigation.native.trace if investigation.native else None
     event = suspect.events[0]
     start = next(e.index for e in (trace.events if trace else ()) if e.step == event.step)
-    target = Target(found, event, suspect.origin or event, start)
+    maker = next((e for e in (trace.events[start:] if trace else ()) if _has_made(e, event)), None)
+    target = Target(found, event, maker, start)
     subject, batch = investigation.subject, investigation.batch
     if event.step != subject.step:
         # A step before has left it: that one is replayed, from where all of them began.
@@ -72,6 +73,12 @@ def reproduced(
         course = take_steps(subject, first, event.step - first + 1, investigation.progress)
         subject, batch = course.subject, course.batch
     return reproduce(subject, batch, target, order.folder)
+
+
+def _has_made(one: OpEvent, event: OpEvent) -> bool:
+    """Whether an op has made the node in which an event of the backward ran."""
+    is_its = one.made is not None and one.made == event.number
+    return is_its and one.thread == (event.made_in or 0) and one.index < event.index
 
 
 def _suspect(investigation: Investigation, found: Finding) -> Suspect | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from nanhunt.errors import UsageError
-from nanhunt.repro.script import MARK, OPERANDS, SCRIPT, Pages
+from nanhunt.repro.script import MARK, OPERANDS, SCRIPT, WORDS, Pages
 
 # Seconds for the script; importing torch takes a few of them.
 LIMIT = 120.0
@@ -95,7 +95,7 @@ def _ran(folder: Path) -> tuple[bool, str]:
     except subprocess.TimeoutExpired:
         return False, f"took longer than {LIMIT:g} s"
     printed = ran.stdout.decode(errors="replace").splitlines()
-    if ran.returncode in (0, 1) and len(printed) >= 2:
+    if len(printed) >= 2 and WORDS.get(printed[-1]) == ran.returncode:
         return ran.returncode == 0, printed[-2]
     error = ran.stderr.decode(errors="replace").strip().splitlines()
     return False, error[-1] if error else f"ended with exit code {ran.returncode}"

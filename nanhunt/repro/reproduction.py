@@ -25,19 +25,21 @@ _WIDTH = 96  # of the prose in the script
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The culprit that is to be shown: its finding, the op that made the value, and whose it is.
+    """The culprit that is to be shown: its finding, and the op that made the value.
 
-    `start` is the index of the first event of the step; both events belong to that step.
+    `maker` is the op that made the node in which it ran: the forward op, or one of a backward that
+    is itself differentiated; None where there is none, or it is not known. `start` is the index of
+    the first event of the step.
     """
 
     finding: Finding
     event: OpEvent
-    origin: OpEvent
+    maker: OpEvent | None
     start: int
 
     @property
     def is_of_node(self) -> bool:
-        """Whether it ran in the formula of a node that torch's own backward of `origin` made."""
+        """Whether it ran in the formula of one of torch's own nodes."""
         event = self.event
         by_engine = event.birth is not None and event.birth.by_engine
         is_custom = event.node is not None and event.node.endswith("Backward")
@@ -45,7 +47,7 @@ class Target:
             event.phase == "backward"
             and event.number is not None
             and event.frame is None
-            and not (by_engine or is_custom or self.origin is event)
+            and not (by_engine or is_custom)
         )
 
 
@@ -66,8 +68,8 @@ def reproduce(subject: Subject, batch: Any, target: Target, folder: Path) -> Rep
         UsageError: the folder cannot be written.
     """
     places = {"event": target.event.index - target.start}
-    if target.is_of_node:
-        places["origin"] = target.origin.index - target.start
+    if target.is_of_node and target.maker is not None:
+        places["maker"] = target.maker.index - target.start
     done = replay(subject, batch, NATIVE, capture=frozenset(places.values()))
     captured = done.captured
     if captured is None or not _is_again(target, places, done):
@@ -85,18 +87,17 @@ def _is_again(target: Target, places: Mapping[str, int], done: Replay) -> bool:
     """Whether the ops that were captured are those of the culprit."""
     events = done.trace.events if done.trace else ()
     for name, index in places.items():
-        wanted = target.origin if name == "origin" else target.event
-        if index >= len(events) or (events[index].op, events[index].node, events[index].frame) != (
-            wanted.op,
-            wanted.node,
-            wanted.frame,
-        ):
+        wanted = target.maker if name == "maker" else target.event
+        call = done.captured.calls.get(index) if done.captured else None
+        if index >= len(events) or call is None or wanted is None:
             return False
-        if done.captured is None or index not in done.captured.calls:
-            return False
-        if done.captured.calls[index].func._schema.name != wanted.op:  # noqa: SLF001 - public name
+        if call.func._schema.name != wanted.op or _mark(events[index]) != _mark(wanted):  # noqa: SLF001 - its public name
             return False
     return True
+
+
+def _mark(event: OpEvent) -> tuple[object, ...]:
+    return event.op, event.node, event.frame, event.module
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def _chosen(target: Target, places: Mapping[str, int], captured: Captured) -> _C
     """
     note = ""
     if target.is_of_node:
-        call = captured.calls.get(places["origin"])
-        gradients = captured.incoming.get(places["origin"])
+        call = captured.calls.get(places.get("maker", -1))
+        gradients = captured.incoming.get(places.get("maker", -1))
         if call is None or call.unfit or not gradients:
             note = "the gradient that came to the forward op could not be captured"
         else:
@@ -203,9 +204,9 @@ def _handed_over(target: Target, choice: _Choice, done: Replay, folder: Path) ->
 def _about(target: Target, small: Reduced, notes: list[str]) -> Iterator[str]:
     """What the script says of itself."""
     finding, event = target.finding, target.event
-    if small.scene.incoming:
+    if small.scene.incoming and target.maker is not None:
         head = (
-            f"{finding.op}: its backward ({finding.node} → {_plain(event.op)}) returns a gradient "
+            f"{target.maker.op}: its backward ({finding.node} → {_plain(event.op)}) returns a gradient "
             f"that is not finite."
         )
     elif finding.node is not None:

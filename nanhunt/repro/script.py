@@ -13,7 +13,7 @@ from nanhunt.repro.spelling import call_of
 SCRIPT, OPERANDS = "repro.py", "operands.safetensors"
 MARK = "Written by nanhunt"  # by which a folder is known as one that may be replaced
 _GENERATOR = "generator state"
-_WORD = "reproduced"
+WORDS = {"reproduced": 0, "did not reproduce": 1}  # its last line, and its exit code
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,12 @@ def _run(scene: Scene) -> Iterator[str]:
     with torch.enable_grad():
         answered = scene.answered(scene.func(*args, **kwargs))
     names = {id(tensor): name for name, tensor in scene.named.items()}
-    outputs = ", ".join(expression for expression, _, _ in answered)
-    inputs = ", ".join(f't["{name}"]' for name in scene.trained)
-    given = ", ".join(f't["{names[id(scene.incoming[o.output_nr])]}"]' for _, _, o in answered)
-    yield f"grads = torch.autograd.grad([{outputs}], [{inputs}], [{given}], allow_unused=True)"
+    outputs = [expression for expression, _, _ in answered]
+    inputs = [f't["{name}"]' for name in scene.trained]
+    given = [f't["{names[id(scene.incoming[o.output_nr])]}"]' for _, _, o in answered]
+    told = ", ".join(v[0] if len(v) == 1 else f"[{', '.join(v)}]" for v in (outputs, inputs, given))
+    unused = ", allow_unused=True" if len(inputs) > 1 else ""
+    yield f"grads = torch.autograd.grad({told}{unused})"
 
 
 def _judged(shown: Result, look: Look) -> Iterator[str]:
@@ -99,7 +101,7 @@ def _judged(shown: Result, look: Look) -> Iterator[str]:
     words = "NaN" if look.kind == "nan" else "NaN or infinite"
     told = f"{shown.name}{at}: {{int(bad.sum())}} of {{bad.numel()}} elements {words}, first"
     yield f'print(f"{told} {{shown[bad][:4].tolist()}}")'
-    yield f'print("{_WORD}" if bad.any() else "did not reproduce")'
+    yield 'print("reproduced" if bad.any() else "did not reproduce")'
     yield "raise SystemExit(0 if bad.any() else 1)"
 
 

@@ -90,18 +90,18 @@ def _candidates(base: str) -> Iterator[tuple[str, Callable[..., Any]]]:
     if plain.endswith("_") and callable(method):
         yield f".{plain}", method
     for place, module in _PLACES.items():
-        name = plain.removeprefix("linalg_") if place == "torch.linalg" else plain
+        name = plain.removeprefix(f"{place.rpartition('.')[2]}_")
         function = getattr(module, name, None)
         if callable(function):
             yield f"{place}.{name}", function
 
 
 class _Watch(OwnMode):
-    """Writes down the ops that run."""
+    """Writes down the ops that run, what they are given and what they return."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ran: list[tuple[Any, dict[str, Any]]] = []
+        self.ran: list[tuple[Any, dict[str, Any], Any]] = []
 
     def __torch_dispatch__(
         self,
@@ -110,8 +110,10 @@ class _Watch(OwnMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        self.ran.append((func, _by_name(func, args, kwargs or {})))
-        return func(*args, **(kwargs or {}))
+        returned = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.detach.default:  # autograd's own, for what a node keeps
+            self.ran.append((func, _by_name(func, args, kwargs or {}), returned))
+        return returned
 
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,21 +125,23 @@ def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
 
 
 def _runs_the_same(scene: Scene, function: Callable[..., Any], count: int) -> bool:
+    """Whether a function runs the op of a scene and nothing else, and returns what that returns."""
     args, kwargs = scene.arguments()
     restore = keep_generators()
     watch = _Watch()
     try:
         with watch, torch.set_grad_enabled(bool(scene.incoming)):
-            function(*args[:count], **kwargs)
+            returned = function(*args[:count], **kwargs)
     except Exception:  # noqa: BLE001 - it takes other arguments: not the same call
         return False
     finally:
         restore()
     if len(watch.ran) != 1:
         return False
-    func, given = watch.ran[0]
+    func, given, made = watch.ran[0]
     wanted = _by_name(scene.func, args, kwargs)
-    return func is scene.func and all(_is_one(given.get(name), wanted[name]) for name in wanted)
+    is_alike = all(_is_one(given.get(name), value) for name, value in wanted.items())
+    return func is scene.func and is_alike and _is_one(returned, made)
 
 
 def _is_one(value: Any, other: Any) -> bool:
