@@ -19,9 +19,12 @@ LIMIT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the script did in a process of its own: what it showed, or why it did not."""
+    """What the script did in a process of its own: whether it showed the failure, and its words.
 
-    works: bool
+    `works` is None where it did not run to its end; `shown` then says why.
+    """
+
+    works: bool | None
     shown: str
     size: int
 
@@ -79,7 +82,7 @@ def hand_over(pages: Pages, folder: Path) -> Outcome:
     return Outcome(works, shown, size)
 
 
-def _ran(folder: Path) -> tuple[bool, str]:
+def _ran(folder: Path) -> tuple[bool | None, str]:
     """Whether the script shows the failure in a clean process, and what it printed."""
     # Isolated: no path of this process, no user site, no PYTHON* variable.
     words = [sys.executable, "-I", "-W", "ignore", "-B", SCRIPT]
@@ -93,12 +96,12 @@ def _ran(folder: Path) -> tuple[bool, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return False, f"took longer than {LIMIT:g} s"
+        return None, f"took longer than {LIMIT:g} s"
     printed = ran.stdout.decode(errors="replace").splitlines()
     if len(printed) >= 2 and WORDS.get(printed[-1]) == ran.returncode:
         return ran.returncode == 0, printed[-2]
     error = ran.stderr.decode(errors="replace").strip().splitlines()
-    return False, error[-1] if error else f"ended with exit code {ran.returncode}"
+    return None, error[-1] if error else f"ended with exit code {ran.returncode}"
 
 
 def _put(draft: Path, place: Path) -> None:

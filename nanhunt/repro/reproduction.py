@@ -183,15 +183,17 @@ def _handed_over(target: Target, choice: _Choice, done: Replay, folder: Path) ->
     notes = [choice.note, small.note]
     about = list(_about(target, small, notes))
     outcome = hand_over(pages_of(small.scene, small.look, about), folder)
-    if not outcome.works:
-        where = "in a clean process only" if bool(shows.any()) else "alone"
-        notes.append(f"finite when called {where}: {outcome.shown}")
+    if outcome.works is None:
+        notes.append(f"the script did not run to its end: {outcome.shown}")
+    elif not outcome.works:
+        is_shown = "it fails in this process, and in a clean one it is" if bool(shows.any()) else ""
+        notes.append(f"{is_shown or 'called alone it is'} finite: {outcome.shown}")
         if any("emulated" in note for note in done.run.notes):
             notes.append("the replay computed FP16 products in FP32, the script does not")
     after = {name: tuple(tensor.shape) for name, tensor in small.scene.named.items()}
     return Reproduction(
         folder=str(folder),
-        works=outcome.works,
+        works=bool(outcome.works),
         shown=outcome.shown if outcome.works else "",
         is_backward=bool(small.scene.incoming),
         bytes=outcome.size,
@@ -205,10 +207,8 @@ def _about(target: Target, small: Reduced, notes: list[str]) -> Iterator[str]:
     """What the script says of itself."""
     finding, event = target.finding, target.event
     if small.scene.incoming and target.maker is not None:
-        head = (
-            f"{target.maker.op}: its backward ({finding.node} → {_plain(event.op)}) returns a gradient "
-            f"that is not finite."
-        )
+        formula = f"{finding.node} → {_plain(event.op)}"
+        head = f"{target.maker.op}: its backward ({formula}) returns a gradient that is not finite."
     elif finding.node is not None:
         head = (
             f"{event.op} returns non-finite elements in {finding.node}, the backward of "
@@ -224,6 +224,10 @@ def _about(target: Target, small: Reduced, notes: list[str]) -> Iterator[str]:
     if finding.source:
         yield f"    {finding.source.strip()}"
     yield from textwrap.wrap(finding.explanation, _WIDTH)
+    for name, tensor in small.scene.named.items():
+        facts = measurement.count(tensor.detach())
+        if not facts.is_finite:
+            yield f"{name} holds {facts.nonfinite} of {facts.numel} non-finite before the call."
     device = next((str(t.device) for t in small.scene.named.values()), "cpu")
     yield f"torch {torch.__version__}, Python {platform.python_version()}, {device}, {event.dtype}"
     cut = [
