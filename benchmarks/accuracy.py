@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
-from proof import repro_works, subject_of
+from proof import PROVED, proved_in, subject_of, unproved_of, with_proof
 from protocol import Answer, Named, Program, cases_in, isolated, truth_of
 from rich import box
 from rich.console import Console
@@ -256,23 +256,6 @@ COUNTED = {
 }
 
 
-PROVED = ("repro",)
-
-
-def _proved(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was tried to be proved."""
-    return [name for name in PROVED if any(name in row for row in rows)]
-
-
-def with_proof(row: Mapping[str, Any], path: Path, limit: float) -> dict[str, Any]:
-    """The row of a fault with what nanhunt proves about it; that of a control as it is."""
-    if row["hit"] is None:
-        return dict(row)
-    made, error = isolated(repro_works, path, limit=limit)
-    works, told = made or (False, str(error))
-    return {**row, "repro": works, "repro_told": told}
-
-
 def totals_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over the cases; those that ask for all culprits or an execution are counted too."""
     faults = sum(row["hit"] is not None for row in rows)
@@ -287,7 +270,7 @@ def totals_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "alarms": sum(row["alarm"] for row in rows),
         "decoys": sum(row["decoy"] for row in rows),
         "errors": sum(row["error"] is not None for row in rows),
-        **{name: sum(bool(row.get(name)) for row in rows) for name in _proved(rows)},
+        **{name: sum(bool(row.get(name)) for row in rows) for name in proved_in(rows)},
         "median_seconds": median(row["seconds"] for row in rows) if rows else 0.0,
     }
 
@@ -355,12 +338,6 @@ def other_causes_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     wrong = [row for row in rows if row["hit"] and not row["cause_hit"]]
     causes = {row["id"]: {"true": row["true"]["cause"], "said": str(row["cause"])} for row in wrong}
     return pd.DataFrame(causes).T.rename_axis("another cause")
-
-
-def unproved_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The faults of which the script shows nothing, and why."""
-    without = {row["id"]: row["repro_told"] for row in rows if row.get("repro") is False}
-    return pd.DataFrame({"why": without}).rename_axis("no repro")
 
 
 def run(

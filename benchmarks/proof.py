@@ -1,13 +1,16 @@
 """What nanhunt proves about a case, besides naming its culprit.
 
-Each function is given the file of a case and is to be run in a process of its own; it sees the
+`repro_works` is given the file of a case and is to be run in a process of its own; it sees the
 `Program` and nothing of what is known about it.
 """
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from protocol import Program
+import pandas as pd
+from protocol import Program, isolated
 
 import nanhunt
 from nanhunt.hunting import Order, Plan, investigate
@@ -36,3 +39,26 @@ def repro_works(path: Path) -> tuple[bool, str]:
     if repro is None:
         return False, "no culprit"
     return repro.works, repro.note or repro.shown
+
+
+PROVED = ("repro",)
+
+
+def proved_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was tried to be proved."""
+    return [name for name in PROVED if any(name in row for row in rows)]
+
+
+def with_proof(row: Mapping[str, Any], path: Path, limit: float) -> dict[str, Any]:
+    """The row of a fault with what nanhunt proves about it; that of a control as it is."""
+    if row["hit"] is None:
+        return dict(row)
+    made, error = isolated(repro_works, path, limit=limit)
+    works, told = made or (False, str(error))
+    return {**row, "repro": works, "repro_told": told}
+
+
+def unproved_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The faults of which the script shows nothing, and why."""
+    without = {row["id"]: row["repro_told"] for row in rows if row.get("repro") is False}
+    return pd.DataFrame({"why": without}).rename_axis("no repro")

@@ -6,11 +6,13 @@ from pathlib import Path, PurePath
 
 from nanhunt import analysis
 from nanhunt.analysis import Suspect
+from nanhunt.errors import SubjectError
 from nanhunt.hunting.investigation import Investigation
 from nanhunt.records import Finding, OpEvent, Reproduction
 from nanhunt.replay import take_steps
 from nanhunt.repro import Target, check_folder, reproduce
 from nanhunt.structure import count_samples
+from nanhunt.subject import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ def reproduced(
         first = investigation.pace[0].step
         course = take_steps(subject, first, event.step - first + 1, investigation.progress)
         subject, batch = course.subject, course.batch
-    return reproduce(subject, batch, target, order.folder)
+    try:
+        return reproduce(subject, batch, target, order.folder)
+    except (SubjectError, RuntimeError) as error:
+        # Memory may not suffice for the copies; the rest of the report is worth having.
+        return Reproduction("", works=False, note=f"it could not be made: {told(error)}")
 
 
 def _has_made(one: OpEvent, event: OpEvent) -> bool:

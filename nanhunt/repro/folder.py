@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nanhunt.errors import UsageError
 from nanhunt.repro.script import MARK, OPERANDS, SCRIPT, WORDS, Pages
@@ -68,7 +68,8 @@ def hand_over(pages: Pages, folder: Path) -> Outcome:
         draft.mkdir()
         text = pages.text.encode("utf-8", "backslashreplace")
         (draft / SCRIPT).write_bytes(text)
-        save_file({name: t.contiguous() for name, t in pages.tensors.items()}, draft / OPERANDS)
+        tensors = {name: tensor.contiguous() for name, tensor in pages.tensors.items()}
+        (draft / OPERANDS).write_bytes(save(tensors))
         works, shown = _ran(draft)
         size = sum(file.stat().st_size for file in draft.iterdir())
         _put(draft, place)

@@ -3,7 +3,7 @@
 import platform
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from nanhunt import measurement
 from nanhunt.recorder import Captured
+from nanhunt.recorder.schema import op_info
 from nanhunt.records import Finding, OpEvent, Reproduction
 from nanhunt.replay import Replay, replay
 from nanhunt.repro.folder import hand_over
@@ -74,9 +75,13 @@ def reproduce(subject: Subject, batch: Any, target: Target, folder: Path) -> Rep
     captured = done.captured
     if captured is None or not _is_again(target, places, done):
         return Reproduction("", works=False, note="the op did not run again in another replay")
-    unfit = [call.unfit for call in captured.calls.values() if call.unfit]
-    if captured.calls[places["event"]].unfit:
-        return Reproduction("", works=False, note=f"{unfit[0]}: it cannot be saved")
+    call = captured.calls[places["event"]]
+    if call.unfit:
+        return Reproduction("", works=False, note=f"{call.unfit}: it cannot be saved")
+    if op_info(call.func).is_collective:
+        return Reproduction(
+            "", works=False, note="other ranks take part in it: it has no call alone"
+        )
     chosen = _chosen(target, places, captured)
     if chosen.look is None:
         return Reproduction("", works=False, note=chosen.note)
@@ -130,6 +135,8 @@ def _chosen(target: Target, places: Mapping[str, int], captured: Captured) -> _C
         note += f": the op of the formula, {_plain(target.event.op)}, is called instead"
     scene = Scene.of(captured.calls[places["event"]])
     look = _look_at(target.event)
+    if not scene.is_dense:
+        look = replace(look, at=None)  # what is looked at are the values that are stored
     try:
         results = scene.results()
         if look.position < len(results):

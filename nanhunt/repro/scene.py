@@ -102,6 +102,12 @@ class Scene:
         """Whether every tensor of it is strided."""
         return all(tensor.layout is torch.strided for tensor in self.named.values())
 
+    @property
+    def home(self) -> torch.device:
+        """The device of the first of its tensors that is not on the CPU; else the CPU."""
+        devices = (tensor.device for tensor in self.named.values())
+        return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Scene":
         """The same scene with every tensor changed, each once."""
         known = {id(tensor): change(tensor) for tensor in self.named.values()}
@@ -114,7 +120,7 @@ class Scene:
 
     def results(self, call: Callable[..., Any] | None = None) -> list[Result]:
         """Run it, on copies of what the op writes to; the generators stand as before."""
-        with _drawing_from(self.generator), torch.set_grad_enabled(bool(self.incoming)):
+        with _drawing_from(self.generator, self.home), torch.set_grad_enabled(bool(self.incoming)):
             args, kwargs = self.arguments()
             returned = (call or self.func)(*args, **kwargs)
             if self.incoming:
@@ -190,14 +196,17 @@ def _returned(returned: Any) -> Iterator[tuple[str, str, Tensor]]:
 
 
 @contextlib.contextmanager
-def _drawing_from(generator: Tensor | None) -> Iterator[None]:
+def _drawing_from(generator: Tensor | None, device: torch.device) -> Iterator[None]:
     """Let random ops draw from a state of the generator, and put it back."""
     if generator is None:
         yield
         return
     restore = keep_generators()
     try:
-        torch.set_rng_state(generator)
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(generator, device)
+        else:
+            torch.set_rng_state(generator)
         yield
     finally:
         restore()

@@ -54,21 +54,16 @@ def _quoted(about: Sequence[str]) -> str:
 
 
 def _device(scene: Scene) -> str:
-    device = _home(scene)
-    return "" if device == "cpu" else f', device="{device}"'
-
-
-def _home(scene: Scene) -> str:
-    """The device of most of a scene's tensors that are not on the CPU; else the CPU."""
-    devices = [str(t.device) for t in scene.named.values() if t.device.type != "cpu"]
-    return max(devices, key=devices.count) if devices else "cpu"
+    return "" if scene.home.type == "cpu" else f', device="{scene.home}"'
 
 
 def _run(scene: Scene) -> Iterator[str]:
     """The lines that call the op, and its backward."""
     if scene.generator is not None:
-        where = "torch.cuda" if _home(scene).startswith("cuda") else "torch"
-        yield f'{where}.set_rng_state(t["{_GENERATOR}"].cpu())'
+        state = f't["{_GENERATOR}"]'
+        is_cuda = scene.home.type == "cuda"
+        drawn = f'torch.cuda.set_rng_state({state}.cpu(), "{scene.home}")'
+        yield drawn if is_cuda else f"torch.set_rng_state({state})"
     yield f"y = {call_of(scene)}"
     if not scene.incoming:
         return
@@ -132,9 +127,8 @@ def _restored(scene: Scene, tensors: dict[str, Tensor]) -> Iterator[str]:
     for name, tensor in scene.named.items():
         if tensor.layout is not torch.strided:
             yield from _sparse(name, tensor, tensors)
-    home = _home(scene)
     for name, tensor in scene.named.items():
-        if str(tensor.device) != home:
+        if tensor.device != scene.home:
             yield f't["{name}"] = t["{name}"].to("{tensor.device}")'
     if scene.generator is not None:
         tensors[_GENERATOR] = scene.generator

@@ -18,6 +18,7 @@ from nanhunt.hunting import Order, Plan, investigate
 from nanhunt.hunting.reproduction import is_same
 from nanhunt.recorder import Captured
 from nanhunt.recorder.captured import copied, unfit
+from nanhunt.recorder.schema import op_info
 from nanhunt.records import Finding, Report, Reproduction
 from nanhunt.report.repro import sentence
 from nanhunt.repro import check_folder, folder
@@ -421,6 +422,26 @@ def test_finite_when_called_alone(shown):
     assert report.repro.note.startswith(told)
 
 
+def test_collective_is_not_called(shown, monkeypatch):
+    """To call it alone would wait for the other ranks."""
+    info = op_info(ATEN.log.default)._replace(is_collective=True)
+    monkeypatch.setattr("nanhunt.repro.reproduction.op_info", lambda _: info)
+    report, _, _ = shown(lambda model, x: model(x).log().sum(), torch.zeros(2))
+    assert report.repro.note == "other ranks take part in it: it has no call alone"
+
+
+def test_step_that_cannot_be_captured(shown, monkeypatch):
+    """Where the copies do not fit, the report is there all the same."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("nanhunt.hunting.reproduction.reproduce", full)
+    report, _, _ = shown(lambda model, x: model(x).log().sum(), torch.zeros(2))
+    assert report.culprits[0].op == "aten::log"
+    assert report.repro.note.startswith("it could not be made: OutOfMemoryError: no memory")
+
+
 def test_operands_without_memory():
     """What has no numbers of its own cannot be saved."""
     from torch._subclasses import FakeTensorMode
@@ -716,7 +737,7 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for name in ("save_file", "_ran", "_put"):
+    for name in ("save", "_ran", "_put"):
         with monkeypatch.context() as patch:
             patch.setattr(folder, name, full)
             with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\)"):
