@@ -8,7 +8,7 @@ from nanhunt import analysis
 from nanhunt.analysis import Suspect
 from nanhunt.errors import SubjectError
 from nanhunt.hunting.investigation import Investigation
-from nanhunt.records import Finding, OpEvent, Reproduction
+from nanhunt.records import Finding, Reproduction
 from nanhunt.replay import take_steps
 from nanhunt.repro import Target, check_folder, reproduce
 from nanhunt.structure import count_samples
@@ -64,9 +64,8 @@ def reproduced(
     investigation.progress("the culprit alone")
     trace = investigation.native.trace if investigation.native else None
     event = suspect.events[0]
-    start = next(e.index for e in (trace.events if trace else ()) if e.step == event.step)
-    maker = next((e for e in (trace.events[start:] if trace else ()) if _has_made(e, event)), None)
-    target = Target(found, event, maker, start)
+    events = [e for e in (trace.events if trace else ()) if e.step == event.step]
+    target = Target(found, event, events)
     subject, batch = investigation.subject, investigation.batch
     if event.step != subject.step:
         # A step before has left it: that one is replayed, from where all of them began.
@@ -79,12 +78,6 @@ def reproduced(
     except (SubjectError, RuntimeError) as error:
         # Memory may not suffice for the copies; the rest of the report is worth having.
         return Reproduction("", works=False, note=f"it could not be made: {told(error)}")
-
-
-def _has_made(one: OpEvent, event: OpEvent) -> bool:
-    """Whether an op has made the node in which an event of the backward ran."""
-    is_its = one.made is not None and one.made == event.number
-    return is_its and one.thread == (event.made_in or 0) and one.index < event.index
 
 
 def _suspect(investigation: Investigation, found: Finding) -> Suspect | None:

@@ -2,10 +2,10 @@
 
 import platform
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,28 +28,56 @@ _WIDTH = 96  # of the prose in the script
 class Target:
     """The culprit that is to be shown: its finding, and the op that made the value.
 
-    `maker` is the op that made the node in which it ran: the forward op, or one of a backward that
-    is itself differentiated; None where there is none, or it is not known. `start` is the index of
-    the first event of the step.
+    `events` are those of its step, as they were recorded when it was found.
     """
 
     finding: Finding
     event: OpEvent
+    events: Sequence[OpEvent]
+
+    @property
+    def index(self) -> int:
+        """The index of the event in its step."""
+        return self.event.index - self.events[0].index
+
+    @property
+    def guess(self) -> frozenset[int]:
+        """The indices of the events whose operands are wanted, as they were then."""
+        maker = _maker_of(self.event, self.events)
+        found = (self.event, maker) if maker is not None else (self.event,)
+        return frozenset(event.index - self.events[0].index for event in found)
+
+
+class _Place(NamedTuple):
+    """Where the culprit ran in one replay.
+
+    `maker` is the op that made the node in which it ran: the forward op, or one of a backward that
+    is itself differentiated; None where there is none, or it is not known.
+    """
+
+    event: OpEvent
     maker: OpEvent | None
-    start: int
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """Of the events whose operands are wanted."""
+        return frozenset(e.index for e in (self.event, self.maker) if e is not None)
 
     @property
     def is_of_node(self) -> bool:
         """Whether it ran in the formula of one of torch's own nodes."""
-        event = self.event
-        by_engine = event.birth is not None and event.birth.by_engine
-        is_custom = event.node is not None and event.node.endswith("Backward")
-        return (
-            event.phase == "backward"
-            and event.number is not None
-            and event.frame is None
-            and not (by_engine or is_custom)
-        )
+        return _is_of_node(self.event)
+
+
+def _is_of_node(event: OpEvent) -> bool:
+    by_engine = event.birth is not None and event.birth.by_engine
+    is_custom = event.node is not None and event.node.endswith("Backward")
+    return (
+        event.phase == "backward"
+        and event.number is not None
+        and event.frame is None
+        and not (by_engine or is_custom)
+    )
 
 
 def reproduce(subject: Subject, batch: Any, target: Target, folder: Path) -> Reproduction:
@@ -68,37 +96,62 @@ def reproduce(subject: Subject, batch: Any, target: Target, folder: Path) -> Rep
     Raises:
         UsageError: the folder cannot be written.
     """
-    places = {"event": target.event.index - target.start}
-    if target.is_of_node and target.maker is not None:
-        places["maker"] = target.maker.index - target.start
-    done = replay(subject, batch, NATIVE, capture=frozenset(places.values()))
-    captured = done.captured
-    if captured is None or not _is_again(target, places, done):
+    place, done = _captured_again(subject, batch, target)
+    if place is None or done.captured is None:
         return Reproduction("", works=False, note="the op did not run again in another replay")
-    call = captured.calls[places["event"]]
+    call = done.captured.calls[place.event.index]
     if call.unfit:
         return Reproduction("", works=False, note=f"{call.unfit}: it cannot be saved")
     if op_info(call.func).is_collective:
-        return Reproduction(
-            "", works=False, note="other ranks take part in it: it has no call alone"
-        )
-    chosen = _chosen(target, places, captured)
+        told = "other ranks take part in it: it has no call alone"
+        return Reproduction("", works=False, note=told)
+    chosen = _chosen(place, done.captured)
     if chosen.look is None:
         return Reproduction("", works=False, note=chosen.note)
-    return _handed_over(target, chosen, done, folder)
+    return _handed_over(target.finding, place, chosen, done, folder)
 
 
-def _is_again(target: Target, places: Mapping[str, int], done: Replay) -> bool:
-    """Whether the ops that were captured are those of the culprit."""
+def _captured_again(subject: Subject, batch: Any, target: Target) -> tuple[_Place | None, Replay]:
+    """Replay the step with the operands of the culprit captured, and tell where it ran there.
+
+    The first replay of a program may run ops that later ones do not (a scaler makes its state when
+    it is first used): where the culprit stood elsewhere one more replay captures it there.
+    """
+    wanted = target.guess
+    done = replay(subject, batch, NATIVE, capture=wanted)
+    place = _placed(target, done)
+    if place is not None and place.indices != wanted:
+        done = replay(subject, batch, NATIVE, capture=place.indices)
+        again = _placed(target, done)
+        place = again if again is not None and again.indices == place.indices else None
+    calls = done.captured.calls if done.captured else {}
+    if place is None or not place.indices <= set(calls):
+        return None, done
+    ran = calls[place.event.index].func._schema.name  # noqa: SLF001 - its public name
+    return (place if ran == place.event.op else None), done
+
+
+def _placed(target: Target, done: Replay) -> _Place | None:
+    """Where the culprit ran in a replay: at its index, or where the same op returned the same."""
     events = done.trace.events if done.trace else ()
-    for name, index in places.items():
-        wanted = target.maker if name == "maker" else target.event
-        call = done.captured.calls.get(index) if done.captured else None
-        if index >= len(events) or call is None or wanted is None:
-            return False
-        if call.func._schema.name != wanted.op or _mark(events[index]) != _mark(wanted):  # noqa: SLF001 - its public name
-            return False
-    return True
+    there = [e for e in events[target.index : target.index + 1] if _mark(e) == _mark(target.event)]
+    same = [e for e in (*there, *events) if _mark(e) == _mark(target.event)]
+    event = next((e for e in same if e.outputs == target.event.outputs), None)
+    if event is None:
+        event = there[0] if there else None
+    if event is None:
+        return None
+    return _Place(event, _maker_of(event, events))
+
+
+def _maker_of(event: OpEvent, events: Sequence[OpEvent]) -> OpEvent | None:
+    """The op that made the node in which an event of the backward ran."""
+    if not _is_of_node(event):
+        return None
+    thread = event.made_in or 0
+    # A number is shared by the ops after it that make no node: the first one counts.
+    makers = (e for e in events if e.made == event.number and e.thread == thread)
+    return next((maker for maker in makers if maker.index < event.index), None)
 
 
 def _mark(event: OpEvent) -> tuple[object, ...]:
@@ -114,27 +167,27 @@ class _Choice:
     note: str = ""
 
 
-def _chosen(target: Target, places: Mapping[str, int], captured: Captured) -> _Choice:
+def _chosen(place: _Place, captured: Captured) -> _Choice:
     """The forward op and the gradient that came to it, where that shows the failure; else the op.
 
     An op of a formula, called with what it was given, shows its failure as well, only further from
     the user's line.
     """
     note = ""
-    if target.is_of_node:
-        call = captured.calls.get(places.get("maker", -1))
-        gradients = captured.incoming.get(places.get("maker", -1))
+    if place.is_of_node:
+        made_by = place.maker.index if place.maker is not None else -1
+        call, gradients = captured.calls.get(made_by), captured.incoming.get(made_by)
         if call is None or call.unfit or not gradients:
             note = "the gradient that came to the forward op could not be captured"
         else:
             scene = Scene.of(call, gradients)
-            look = _look_at_gradients(scene, target.event.node)
+            look = _look_at_gradients(scene, place.event.node)
             if look is not None:
                 return _Choice(scene, look)
             note = "the forward op and the gradient that came to it do not show it by themselves"
-        note += f": the op of the formula, {_plain(target.event.op)}, is called instead"
-    scene = Scene.of(captured.calls[places["event"]])
-    look = _look_at(target.event)
+        note += f": the op of the formula, {_plain(place.event.op)}, is called instead"
+    scene = Scene.of(captured.calls[place.event.index])
+    look = _look_at(place.event)
     if not scene.is_dense:
         look = replace(look, at=None)  # what is looked at are the values that are stored
     try:
@@ -144,7 +197,7 @@ def _chosen(target: Target, places: Mapping[str, int], captured: Captured) -> _C
         reason = "it returns fewer tensors"
     except Exception as error:  # noqa: BLE001 - whatever the op raises is the answer
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return _Choice(scene, None, f"{_plain(target.event.op)} cannot be called by itself: {reason}")
+    return _Choice(scene, None, f"{_plain(place.event.op)} cannot be called by itself: {reason}")
 
 
 def _look_at_gradients(scene: Scene, node: str | None) -> Look | None:
@@ -181,14 +234,16 @@ def _look_at(event: OpEvent) -> Look:
 # -- handing it over -------------------------------------------------------------------------------
 
 
-def _handed_over(target: Target, choice: _Choice, done: Replay, folder: Path) -> Reproduction:
+def _handed_over(
+    finding: Finding, place: _Place, choice: _Choice, done: Replay, folder: Path
+) -> Reproduction:
     before = sum(t.numel() * t.element_size() for t in choice.scene.named.values())
     small = Reduced(choice.scene, choice.look or Look(0))
     shows = small.look.mask(choice.scene.results()[small.look.position].tensor)
     if bool(shows.any()):
         small = reduced(choice.scene, small.look)
     notes = [choice.note, small.note]
-    about = list(_about(target, small, notes))
+    about = list(_about(finding, place, small, notes))
     outcome = hand_over(pages_of(small.scene, small.look, about), folder)
     if outcome.works is None:
         notes.append(f"the script did not run to its end: {outcome.shown}")
@@ -210,12 +265,12 @@ def _handed_over(target: Target, choice: _Choice, done: Replay, folder: Path) ->
     )
 
 
-def _about(target: Target, small: Reduced, notes: list[str]) -> Iterator[str]:
+def _about(finding: Finding, place: _Place, small: Reduced, notes: list[str]) -> Iterator[str]:
     """What the script says of itself."""
-    finding, event = target.finding, target.event
-    if small.scene.incoming and target.maker is not None:
+    event = place.event
+    if small.scene.incoming and place.maker is not None:
         formula = f"{finding.node} → {_plain(event.op)}"
-        head = f"{target.maker.op}: its backward ({formula}) returns a gradient that is not finite."
+        head = f"{place.maker.op}: its backward ({formula}) returns a gradient that is not finite."
     elif finding.node is not None:
         head = (
             f"{event.op} returns non-finite elements in {finding.node}, the backward of "

@@ -345,6 +345,22 @@ def test_step_before(shown):
     assert model.seen == 1
 
 
+def test_first_replay_that_runs_more(shown):
+    """What a program makes when it is first used shifts the events of later replays."""
+    made = []
+
+    def loss(model, x):
+        if not made:
+            made.append((x * 2).log1p())
+        y = (x + 1).log()
+        return (model(x) / made[0] / y).sum()
+
+    report, _, tensors = shown(loss, torch.tensor([0.0, 1.0]))
+    assert report.culprits[0].op == "aten::div"
+    assert report.repro.works, report.repro.note
+    assert tensors["self"].item() == tensors["other"].item() == 0.0
+
+
 def test_subject_is_untouched(shown):
     """No hook stays on a node that the program keeps, and no bit is changed."""
     kept = []
