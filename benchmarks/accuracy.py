@@ -2,7 +2,8 @@
 
 `python benchmarks/accuracy.py --cases FOLDER` asks nanhunt about every case of the folder, each in
 a process of its own, and scores what it names: phase, op or node, line, cause, and the false alarms
-on healthy programs. `--rivals` asks the other ways of `rivals.py` the same.
+on healthy programs. `--rivals` asks the other ways of `rivals.py` the same; `--proof` also counts
+what nanhunt proves about the faults (`proof.py`).
 
 `answer` sees a `Program`, which holds nothing of what is known about the case; `judge` gets the
 truth afterwards. What a case file must hold is in `protocol.py`.
@@ -22,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
+from proof import PROVED, proved_in, subject_of, unproved_of, with_proof
 from protocol import Answer, Named, Program, cases_in, isolated, truth_of
 from rich import box
 from rich.console import Console
@@ -37,16 +39,7 @@ DATA = ("input", "parameter", "buffer", "optimizer state")
 
 def ask_nanhunt(program: Program) -> tuple[Named, ...]:
     """The culprits of nanhunt's report."""
-    model, batch, loss_fn = program.build()
-    subject = nanhunt.Subject(
-        model,
-        program.batch_at or (lambda _: batch),
-        loss_fn,
-        optimizer=program.make_optimizer(model) if program.make_optimizer else None,
-        scaler=program.make_scaler() if program.make_scaler else None,
-        train_step=program.train_step,
-    )
-    report = nanhunt.hunt(subject, steps=program.steps, precisions=())
+    report = nanhunt.hunt(subject_of(program), steps=program.steps, precisions=())
     file = readable_path(str(program.path))
     return tuple(
         Named(
@@ -277,6 +270,7 @@ def totals_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "alarms": sum(row["alarm"] for row in rows),
         "decoys": sum(row["decoy"] for row in rows),
         "errors": sum(row["error"] is not None for row in rows),
+        **{name: sum(bool(row.get(name)) for row in rows) for name in proved_in(rows)},
         "median_seconds": median(row["seconds"] for row in rows) if rows else 0.0,
     }
 
@@ -296,6 +290,7 @@ def table_of(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             "all culprits": f"{t['all_culprits']}/{t['all_culprits_of']}",
             "execution": f"{t['execution']}/{t['execution_of']}",
             "errors": t["errors"],
+            **{name: f"{t[name]}/{t['faults']}" for name in PROVED if name in t},
             "median s": f"{t['median_seconds']:.2f}",
         }
     return pd.DataFrame(lines).T.rename_axis("tool")
@@ -345,9 +340,14 @@ def other_causes_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(causes).T.rename_axis("another cause")
 
 
-def run(files: Sequence[Path], tools: Sequence[str], limit: float) -> dict[str, Any]:
+def run(
+    files: Sequence[Path], tools: Sequence[str], limit: float, *, proof: bool = False
+) -> dict[str, Any]:
     """Every tool on every case: `{tool: {"cases": [...], "totals": {...}}}`."""
     rows = {tool: [scored(file, tool, limit) for file in files] for tool in tools}
+    if proof:
+        pairs = zip(rows["nanhunt"], files, strict=True)
+        rows["nanhunt"] = [with_proof(row, file, limit) for row, file in pairs]
     return {tool: {"cases": rows[tool], "totals": totals_of(rows[tool])} for tool in tools}
 
 
@@ -357,6 +357,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True, help="a folder of case files")
     parser.add_argument("--json", type=Path, help="write every score to this file")
     parser.add_argument("--rivals", nargs="*", metavar="NAME", help="ask others too, or all others")
+    parser.add_argument("--proof", action="store_true", help="count what is proved as well")
     parser.add_argument("--only", nargs="+", default=(), metavar="ID", help="these cases")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one case")
     chosen = parser.parse_args()
@@ -369,13 +370,14 @@ def main() -> None:
         parser.error(f"no rival called {', '.join(unknown)}; there are {', '.join(RIVALS)}")
     # nanhunt imports it when it first replays; imported here, every child is forked with it.
     importlib.import_module("torch._dynamo")
-    results = run(files, ["nanhunt", *rivals], chosen.limit)
+    results = run(files, ["nanhunt", *rivals], chosen.limit, proof=chosen.proof)
     console = Console()
     # A pipe has no width of its own; rich would fold every name at 80 columns.
     console = console if console.is_terminal else Console(width=140)
     printed(console, table_of(results))
     printed(console, misses_of(results["nanhunt"]["cases"]))
     printed(console, other_causes_of(results["nanhunt"]["cases"]))
+    printed(console, unproved_of(results["nanhunt"]["cases"]))
     if chosen.json:
         others = {tool: result for tool, result in results.items() if tool != "nanhunt"}
         document = {**results["nanhunt"], **({"rivals": others} if others else {})}

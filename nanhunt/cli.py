@@ -1,7 +1,8 @@
 """The command line: one short function per command, heavy imports inside them.
 
 Exit codes: 0 the command ran; 1 and 3 only with `--exit-code` (a culprit; two native replays that
-disagree); 2 it could not run; 130 interrupted.
+disagree) and from `nanhunt repro` (a script that does not reproduce; a culprit that did not come
+again); 2 it could not run; 130 interrupted.
 """
 
 import contextlib
@@ -9,12 +10,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nanhunt.errors import NanhuntError, UsageError
-from nanhunt.records import Report
+from nanhunt.records import Finding, Report
 
 app = typer.Typer(
     name="nanhunt",
@@ -73,6 +74,14 @@ _Modules = Annotated[bool, typer.Option("--modules", help="Print what every modu
 _Harmless = Annotated[
     bool, typer.Option("--harmless", help="List the non-finite values that reached nobody.")
 ]
+_Repro = Annotated[
+    Path | None,
+    typer.Option(help="Write a script there that shows the culprit with torch alone, and run it."),
+]
+_Quick = Annotated[bool, typer.Option("--quick", help="Leave the trials of fixes out.")]
+_Samples = Annotated[
+    bool, typer.Option("--samples", help="Find the samples of the batch that fail alone.")
+]
 _ExitCode = Annotated[
     bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
 ]
@@ -96,25 +105,24 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     events: _Events = None,
     modules: _Modules = False,
     harmless: _Harmless = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the trials of fixes out.")] = False,
+    samples: _Samples = False,
+    quick: _Quick = False,
+    repro: _Repro = None,
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
     _check_folder("--json", json)
     _check_events(events)
-    if seeds and steps > 1:
-        raise UsageError(
-            f"--seeds {seeds} with --steps {steps}: other initialisations have not taken these "
-            f"steps; give one of the two"
-        )
+    _check_seeds(seeds, steps)
     with _progress() as tell:
         tell("torch")
         from dataclasses import replace
 
-        from nanhunt.hunting import Plan, investigate
+        from nanhunt.hunting import Order, Plan, investigate
         from nanhunt.loading import load, read_option
         from nanhunt.variants import DEFAULT
 
+        order = Order(repro) if repro is not None else None
         tell("subject")
         options = dict(read_option(text) for text in option or ())
         loaded = load(subject, options=options, seed=seed, device=device)
@@ -126,9 +134,9 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         )
         chosen = _names(precision) or DEFAULT
         plan = Plan(
-            batch, chosen, _names(ablate), others, tell, shapes=events is not None, steps=steps
+            batch, chosen, _names(ablate), others, tell, events is not None, steps, repro=order
         )
-        plan = replace(plan, budget=0.0) if quick else plan
+        plan = replace(plan, samples=samples, budget=0.0 if quick else plan.budget)
         report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
@@ -151,6 +159,82 @@ def show(
     from nanhunt import store
 
     _print(store.load(report), "terminal", *_chosen(modules=modules, harmless=harmless))
+
+
+@app.command("repro")
+def write_repro(
+    report: Annotated[Path, typer.Argument(help="A report saved with `nanhunt replay --json`.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; by default REPORT-repro beside the report.")
+    ] = None,
+) -> None:
+    """Run a report's command again and write a script of its culprit for torch alone."""
+    from nanhunt import store
+
+    saved = store.load(report)
+    wanted = _culprit_of(saved, report)
+    words = _words_of(saved, report)
+    with _progress() as tell:
+        tell("torch")
+        from dataclasses import replace
+
+        from nanhunt.hunting import Order, Plan, investigate
+        from nanhunt.loading import load, read_option
+        from nanhunt.report.repro import sentence
+
+        order = Order(out or report.with_name(f"{report.stem}-repro"), wanted)
+        tell("subject")
+        options = dict(read_option(text) for text in words["option"] or ())
+        given = {"seed": words["seed"], "device": words["device"]}
+        loaded = load(words["subject"], options=options, **given)
+        plan = Plan(words["batch"], (), progress=tell, steps=words["steps"], repro=order)
+        again, _ = investigate(loaded.subject, plan)
+    if again.repro is None:
+        typer.echo(f"the culprit of {report} did not come again: {again.headline}")
+        raise typer.Exit(NOT_REPRODUCIBLE)
+    typer.echo(sentence(replace(again, samples=saved.samples)))
+    raise typer.Exit(0 if again.repro.works else CULPRIT)
+
+
+def _culprit_of(saved: Report, path: Path) -> Finding:
+    """The culprit that is to be shown: the first."""
+    if not saved.culprits:
+        raise UsageError(
+            f"{path} names no culprit (it says {saved.verdict}); give a report that names one"
+        )
+    first = saved.culprits[0]
+    if first.phase == "data":
+        raise UsageError(
+            f"{path}: there is nothing to run: no op made it, {first.where or first.op} was "
+            f"non-finite before the step"
+        )
+    return first
+
+
+def _words_of(saved: Report, path: Path) -> dict[str, Any]:
+    """The options of the command that made a report, by name."""
+    try:
+        words = shlex.split(saved.command)
+    except ValueError:
+        words = []
+    if words[:2] != ["nanhunt", "replay"]:
+        raise UsageError(
+            f"{path} does not tell how to run it again: its command is {saved.command!r}; give a "
+            f"report that `nanhunt replay --json` wrote"
+        )
+    command: Any = typer.main.get_command(app)
+    try:
+        parsed: dict[str, Any] = command.commands["replay"].make_context("replay", words[2:]).params
+    except Exception as error:
+        told = getattr(error, "format_message", None)  # what the option parser raises
+        if told is None:
+            raise
+        raise UsageError(
+            f"{path}: its command cannot be read again ({told().rstrip('.')}); give a report that "
+            f"this nanhunt wrote"
+        ) from None
+    return parsed
 
 
 def _chosen(**forms: bool) -> list[str]:
@@ -204,6 +288,14 @@ def _check_folder(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if path is not None and path.is_dir():
         raise UsageError(f"{option} {path} is a folder; name a file in it")
+
+
+def _check_seeds(seeds: int, steps: int) -> None:
+    if seeds and steps > 1:
+        raise UsageError(
+            f"--seeds {seeds} with --steps {steps}: other initialisations have not taken these "
+            f"steps; give one of the two"
+        )
 
 
 def _check_events(path: Path | None) -> None:

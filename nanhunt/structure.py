@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -69,3 +69,8 @@ def count_samples(batch: Any) -> int | None:
 def take_samples(batch: Any, count: int, of: int) -> Any:
     """The first `count` samples of a batch: every tensor with `of` leading entries is cut."""
     return map_tensors(batch, lambda t: t[:count] if t.dim() and t.shape[0] == of else t)
+
+
+def pick_samples(batch: Any, indices: Sequence[int], of: int) -> Any:
+    """Some samples of a batch of `of`, as `take_samples` cuts it."""
+    return map_tensors(batch, lambda t: t[list(indices)] if t.dim() and t.shape[0] == of else t)

@@ -37,6 +37,7 @@ LEVELS = {
     "loading": 5,
     "replay": 5,
     "trials": 6,
+    "repro": 6,
     "guarding": 6,
     "hunting": 7,
     "cli": 8,
@@ -56,6 +57,7 @@ TORCH = {
     "variants",
     "replay",
     "trials",
+    "repro",
     "hunting",
     "guarding",
 }

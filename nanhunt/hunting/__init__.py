@@ -4,5 +4,6 @@ The only room that knows both columns: it runs the replays and hands their trace
 """
 
 from nanhunt.hunting.plan import Plan, hunt, investigate
+from nanhunt.hunting.reproduction import Order
 
-__all__ = ["Plan", "hunt", "investigate"]
+__all__ = ["Order", "Plan", "hunt", "investigate"]

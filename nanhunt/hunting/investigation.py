@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from nanhunt import analysis
-from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.errors import UsageError
+from nanhunt.hunting.again import tell_samples, try_sizes
 from nanhunt.hunting.detective import Detective, settle
+from nanhunt.hunting.terms import accused_terms, smallest_cure
 from nanhunt.recorder import Scope
 from nanhunt.records import (
     Ablation,
@@ -18,14 +20,13 @@ from nanhunt.records import (
     Report,
     Run,
     Sample,
-    Sink,
     Trace,
     Trial,
     Verdict,
 )
-from nanhunt.replay import Replay, blame_terms, replay, take_steps
+from nanhunt.replay import Replay, replay, take_steps
 from nanhunt.snapshot import keep_generators, seed_generators
-from nanhunt.structure import count_samples, take_samples
+from nanhunt.structure import count_samples
 from nanhunt.subject import Subject, told
 from nanhunt.trials import Lead, try_fixes
 from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of
@@ -214,22 +215,34 @@ class Investigation:
             self._alone(term, requested=False)
         if not suspects and not everything:
             self.notes.append("every term alone has a finite backward: the terms fail together")
+        if not self._native.run.is_finite and not any(a.cures for a in self.ablations):
+            self._take_out_together(suspects)
+
+    def _take_out_together(self, suspects: Sequence[str]) -> None:
+        """Where no term cures alone, replay without a smallest set that does."""
+        sizes = {t.name: abs(t.value) for t in self._native.run.terms}
+        ranked = sorted(sizes, key=lambda t: (t not in suspects, -sizes[t]))
+        found: list[Ablation] = []
+
+        def cures(names: Sequence[str]) -> bool:
+            self.progress(f"without {', '.join(names)}")
+            run = replay(self.subject, self.batch, NATIVE.ablated(*names), scope=None).run
+            if run.is_finite:
+                done = Ablation((*names,), "without", requested=False, finite=True, loss=run.loss)
+                found.append(replace(done, groups=run.groups))
+            return run.is_finite
+
+        smallest_cure([self._handle(term) for term in ranked], cures)
+        self.ablations.extend(found[-1:])
 
     def _accused_terms(self) -> list[str]:
         """The terms whose own backward is not finite at the first poisoned parameters."""
         self.progress("one backward per term")
-        trace = self._native.trace
-        sinks = [s for s in trace.nonfinite_sinks if s.kind == "gradient"] if trace else []
-        nearest: dict[str, Sink] = {}
-        for sink in sorted(sinks, key=lambda s: min(s.last, default=0)):
-            nearest.setdefault(sink.group, sink)
         try:
-            names = [sink.name for sink in nearest.values()]
-            finite = blame_terms(self.subject, self.batch, names)
+            return accused_terms(self.subject, self.batch, self.trace)
         except Exception as error:  # noqa: BLE001 - a graph that cannot be kept ends no hunt
             self.notes.append(f"terms could not be ranked: {told(error)}")
             return []
-        return [term for term, is_finite in finite.items() if not is_finite]
 
     def _terms_of_culprits(self) -> list[str]:
         """The terms that own a culprit by themselves; a shared node accuses nobody."""
@@ -263,25 +276,14 @@ class Investigation:
 
     # -- does it come again ------------------------------------------------------------------
 
-    def try_sizes(self) -> None:
-        """Replay a failing step with 1, 2, 4, … of its samples."""
-        samples = count_samples(self.batch)
-        if self._native.run.is_finite or samples is None:
-            return
-        size = 1
-        while size < samples:
-            self.progress(f"{size} of {samples} samples")
-            part = take_samples(self.batch, size, samples)
-            try:
-                run = replay(self.subject, part, NATIVE, scope=None).run
-            except NanhuntError as error:
-                self.notes.append(f"{size} of {samples} samples could not be replayed: {error}")
-                return
-            self.sizes.append(Sample(size, run.is_finite))
-            size *= 2
-
-    def try_others(self, others: Iterable[Subject]) -> None:
-        """Replay the step from other initialisations."""
+    def try_again(self, *, samples: bool, others: Iterable[Subject]) -> None:
+        """Replay a failing step with fewer samples, each alone if asked to, and other seeds."""
+        if not self._native.run.is_finite and count_samples(self.batch) is not None:
+            sizes, note = try_sizes(self.subject, self.batch, self.progress)
+            self.sizes.extend(sizes)
+            self.notes.extend([note] if note else [])
+            if samples:
+                self.notes.append(tell_samples(self.subject, self.batch, self.progress))
         for other in others:
             self.progress(f"seed {other.seed}")
             run = replay(other, self.batch, NATIVE, scope=None).run

@@ -8,8 +8,9 @@ from typing import Any
 
 from nanhunt.errors import UsageError
 from nanhunt.hunting.investigation import Investigation
+from nanhunt.hunting.reproduction import Order, reproduced
 from nanhunt.records import Report, Trace
-from nanhunt.snapshot import preserved
+from nanhunt.snapshot import preserved, remember
 from nanhunt.subject import Subject
 from nanhunt.trials import BUDGET
 from nanhunt.variants import DEFAULT, NATIVE, variant
@@ -17,9 +18,10 @@ from nanhunt.variants import DEFAULT, NATIVE, variant
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an investigation is to do: the arguments of `hunt`, and whether shapes are noted.
+    """What an investigation is to do: the arguments of `hunt`, and what only the shell asks for.
 
-    Trials of fixes may take `budget` seconds; with 0 there are none.
+    That is whether shapes are noted, whether each sample is replayed alone, where a script of the
+    culprit is to be written, and how many seconds the trials of fixes may take (0: none are made).
     """
 
     batch: int = 0
@@ -30,6 +32,8 @@ class Plan:
     shapes: bool = False
     steps: int = 1
     budget: float = BUDGET
+    samples: bool = False
+    repro: Order | None = None
 
 
 def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
@@ -72,10 +76,17 @@ def investigate(subject: Any, plan: Plan) -> tuple[Report, Trace]:
     subject = Subject.of(subject)
     with preserved(subject) if plan.steps > 1 else contextlib.nullcontext():
         investigation = Investigation(subject, plan.batch, plan.progress, plan.shapes)
+        restart = remember(subject) if plan.repro and plan.steps > 1 else _nothing
         investigation.start(plan.steps)
         _follow(investigation, plan)
         report = investigation.report(tuple(plan.precisions), tuple(plan.ablate))
+        if plan.repro is not None:
+            report = replace(report, repro=reproduced(investigation, plan.repro, restart))
     return replace(report, seconds=time.perf_counter() - start), investigation.trace
+
+
+def _nothing() -> None:
+    """One step begins where it ends: a replay puts everything back."""
 
 
 def _checked(plan: Plan) -> Plan:
@@ -106,5 +117,4 @@ def _follow(investigation: Investigation, plan: Plan) -> None:
         investigation.run(each)
     investigation.ablate(plan.ablate, chosen)
     investigation.try_fixes(plan.budget)
-    investigation.try_sizes()
-    investigation.try_others(plan.others)
+    investigation.try_again(samples=plan.samples, others=plan.others)

@@ -5,6 +5,7 @@ of the user's code, `flow` where non-finite values come from and go to, `given` 
 them, `evidence` what is read at the moment one is born, `regions` which views of one storage
 overlap.
 `kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from.
+`captured` copies the operands of the few ops that are asked for.
 `threads` lets all this go on in the threads that a step starts, `eager` runs compiled code as it
 was written, `entries` makes the records.
 `oblivion` lets go of what a block of many steps has left behind.
@@ -12,6 +13,7 @@ Nothing here judges: what a birth means is decided in `analysis`.
 """
 
 from nanhunt.recorder.ancestry import inquire
+from nanhunt.recorder.captured import Captured, CapturedCall
 from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.frames import Place, call_path
@@ -20,6 +22,8 @@ from nanhunt.recorder.mode import Recorder, Scope, unrecorded
 from nanhunt.recorder.threads import carried_into_threads
 
 __all__ = [
+    "Captured",
+    "CapturedCall",
     "Kept",
     "Place",
     "Recorder",

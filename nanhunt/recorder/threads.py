@@ -203,13 +203,13 @@ class Tags:
     def write(self) -> None:
         """Write on the nodes of the op before."""
         for reference, number, is_written in self._pending:
-            node, made = _node_of(reference(), is_written=is_written)
+            node, made = node_of(reference(), is_written=is_written)
             if node is not None and node._sequence_nr() == number + made:  # noqa: SLF001
                 node.metadata[_TAG] = self._thread
         self._pending = []
 
 
-def _node_of(tensor: Tensor | None, *, is_written: bool) -> tuple[Any, int]:
+def node_of(tensor: Tensor | None, *, is_written: bool) -> tuple[Any, int]:
     """The node that an op gave to its output, and how many it made before that one."""
     if tensor is None or not tensor._is_view():  # noqa: SLF001 - no public name
         return (tensor.grad_fn if tensor is not None else None), 0

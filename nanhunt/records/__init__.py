@@ -7,7 +7,7 @@ them read them and never need torch. Nothing here holds a live tensor, and nothi
 # fmt: off
 # isort: off
 from nanhunt.records.concluded import (
-    Ablation, Answer, Finding, Group, ModuleFacts, Report, Run, Sample, Step, Trial,
+    Ablation, Answer, Finding, Group, ModuleFacts, Report, Reproduction, Run, Sample, Step, Trial,
     Verdict,
 )
 from nanhunt.records.measured import (
@@ -18,7 +18,8 @@ from nanhunt.records.measured import (
 
 __all__ = [
     "Ablation", "Ancestor", "Answer", "Birth", "Finding", "Frame", "Group", "Inquiry",
-    "ModuleFacts", "OpEvent", "Operand", "Pace", "Passage", "Phase", "Report", "Run", "Sample",
-    "Sink", "SinkKind", "Spectrum", "Step", "TensorFacts", "Term", "Trace", "Trial", "Verdict",
+    "ModuleFacts", "OpEvent", "Operand", "Pace", "Passage", "Phase", "Report", "Reproduction",
+    "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step", "TensorFacts", "Term", "Trace",
+    "Trial", "Verdict",
 ]
 # fmt: on

@@ -230,6 +230,27 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Reproduction:
+    """A script that is to show one culprit with torch alone, and what came of running it.
+
+    `folder` is where it was written, empty where there is nothing to call; `works` is whether it
+    showed the failure in a process of its own, and `shown` what it printed then. With `is_backward`
+    it calls the forward op and feeds the gradient that came to it. `operands` are (name, shape in
+    the step, shape in the file), `bytes` the size of the folder and `bytes_before` that of the
+    operands in the step.
+    """
+
+    folder: str
+    works: bool
+    shown: str = ""
+    is_backward: bool = False
+    operands: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    bytes: int = 0
+    bytes_before: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of one investigation; everything a renderer needs.
 
@@ -237,7 +258,8 @@ class Report:
     `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
     tells of those that were, the last one being the one that is reported; `trials` are the replays
-    with one thing changed; `harmless` are the non-finite values that reached no sink; `notes` are
+    with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
+    the script that was asked for; `notes` are
     further measured facts; `command` repeats the run.
     """
 
@@ -263,6 +285,7 @@ class Report:
     steps: int = 1
     pace: tuple[Pace, ...] = ()
     harmless: tuple[str, ...] = ()
+    repro: Reproduction | None = None
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Kept, Recorder, Scope
+from nanhunt.recorder import Captured, Kept, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
@@ -23,6 +23,7 @@ from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 # GradScaler starts here and halves on overflow; below 1 a scale is no remedy any more.
 INITIAL_SCALE = 65536.0
 PLAIN = Scope()
+_NOT_RECORDED = contextlib.nullcontext()
 
 
 def _nothing(_subject: Subject) -> contextlib.AbstractContextManager[object]:
@@ -52,7 +53,8 @@ class Replay:
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
     `weights` are those that the live objective held while the step ran, `kept` the tensors of
-    a replay that was to keep them and `gradients` those of the parameters, by name.
+    a replay that was to keep them, `gradients` those of the parameters by name, and `captured` the
+    operands of the ops that it was to capture.
     """
 
     variant: Variant
@@ -62,6 +64,7 @@ class Replay:
     weights: Mapping[str, float] = field(default_factory=dict)
     kept: Kept | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    captured: Captured | None = None
 
 
 def replay(
@@ -71,6 +74,7 @@ def replay(
     *,
     scope: Scope | None = PLAIN,
     change: Change = UNCHANGED,
+    capture: frozenset[int] = frozenset(),
 ) -> Replay:
     """Run the step of a subject once and put everything back.
 
@@ -81,6 +85,7 @@ def replay(
         variant: how the step differs from the one given.
         scope: what the recorder is to do; without one only loss and gradients are measured.
         change: what is done otherwise; a step that raises under one is a `Run` with `raised`.
+        capture: indices of the events whose operands are to be copied before they run.
 
     Returns:
         The replay. One that raises under a variant is a `Run` with `raised`.
@@ -92,7 +97,7 @@ def replay(
     start = time.perf_counter()
     scale = change.scale or _first_scale(subject, variant)
     # Under a scale, recording waits until the scale is known at which there is something to see.
-    attempt = _Attempt(subject, batch, variant, change)
+    attempt = _Attempt(subject, batch, variant, change, capture)
     done = attempt(scope if scale <= 1.0 else None, scale)
     if scale > 1.0 and done.run.raised is None and not done.run.is_finite:
         done = _fit_scale(attempt, scope, failed=done)
@@ -144,6 +149,7 @@ class _Attempt:
     batch: Any
     variant: Variant
     change: Change
+    capture: frozenset[int] = frozenset()
 
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
@@ -153,16 +159,24 @@ class _Attempt:
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
                 drive.keeps_gradients = self.change.gradients
-                recorder = Recorder(execution.half.execute, scope) if scope else None
+                captured = Captured(self.capture, execution.half.execute)
+                execute = captured.execute if self.capture else execution.half.execute
+                recorder = Recorder(execute, scope) if scope else None
                 if recorder:
                     recorder.next_step(subject.step)
-                recording = recorder.recording(subject.model) if recorder else None
-                with recording or contextlib.nullcontext(), self.change.applied(subject):
+                recording = recorder.recording(subject.model) if recorder else _NOT_RECORDED
+                with contextlib.closing(captured), recording, self.change.applied(subject):
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
-                kept = recorder.kept if recorder else None
                 return Replay(
-                    variant, run, trace, drive.digest, drive.weights, kept, drive.gradients
+                    variant,
+                    run,
+                    trace,
+                    drive.digest,
+                    drive.weights,
+                    kept=recorder.kept if recorder else None,
+                    gradients=drive.gradients,
+                    captured=captured,
                 )
         except (Exception, SystemExit) as error:
             if self.change is UNCHANGED and isinstance(error, NanhuntError):

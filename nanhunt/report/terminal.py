@@ -18,6 +18,7 @@ from nanhunt.records import Ablation, Finding, Phase, Report, Run, Step, Verdict
 from nanhunt.report import tables, trials
 from nanhunt.report.layout import Sheet, beside, clean, clipped, number, said, short
 from nanhunt.report.modules import around_culprit
+from nanhunt.report.repro import sentence
 from nanhunt.report.tables import BAD, FAINT, GOOD, ODD, outcome, share
 
 PROSE = 100  # no line of prose is longer, however wide the console is
@@ -124,7 +125,8 @@ def _verdict(report: Report, sheet: Sheet) -> list[Text]:
         recipes = []
     advice = [said(", ".join(recipes), " (not replayed)")] if recipes else []
     lines += trials.verdict(report, narrow, MARGIN)
-    return lines + _cure(report, narrow) + _labelled("to try", advice, narrow)
+    lines += _cure(report, narrow) + _labelled("to try", advice, narrow)
+    return lines + _labelled("repro", [said(sentence(report))], narrow)
 
 
 def _headline(report: Report, sheet: Sheet) -> list[Text]:

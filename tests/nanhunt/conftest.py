@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from nanhunt.records import Ablation, Finding, Frame, Group, Pace, Report, Run, Step, Term
+from nanhunt.records import (
+    Ablation,
+    Finding,
+    Frame,
+    Group,
+    Pace,
+    Report,
+    Reproduction,
+    Run,
+    Step,
+    Term,
+)
 
 VERSIONS = (("nanhunt", "0.1.0"), ("torch", "2.13.0+cpu"), ("python", "3.11.9"))
 NAN, INF = math.nan, math.inf
@@ -288,6 +299,14 @@ def course_report(incident_report):
         weights=(),
         steps=40,
         pace=(*taken, Pace(11, NAN, NAN, 1.6875)),
+        repro=Reproduction(
+            "course-repro",
+            works=True,
+            shown="the result: 1 of 1 elements NaN or infinite, first [nan]",
+            operands=(("self", (), ()),),
+            bytes=812,
+            bytes_before=4,
+        ),
         notes=(),
     )
 
@@ -336,6 +355,7 @@ def hostile_report(incident_report):
         ablations=(ablation, replace(ablation, finite=False), replace(ablation, raised=nasty)),
         precision=nasty,
         twins=((nasty, nasty),),
+        repro=Reproduction(nasty, works=True, operands=((nasty, (3,), (1,)),), note=nasty),
         notes=(nasty,),
         not_checked=(nasty,),
     )
