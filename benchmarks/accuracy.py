@@ -39,7 +39,7 @@ DATA = ("input", "parameter", "buffer", "optimizer state")
 
 def ask_nanhunt(program: Program) -> tuple[Named, ...]:
     """The culprits of nanhunt's report."""
-    report = nanhunt.hunt(subject_of(program), steps=program.steps, precisions=())
+    report = nanhunt.hunt(subject_of(program), steps=program.steps, precisions=(), budget=0)
     file = readable_path(str(program.path))
     return tuple(
         Named(
@@ -377,7 +377,8 @@ def main() -> None:
     printed(console, table_of(results))
     printed(console, misses_of(results["nanhunt"]["cases"]))
     printed(console, other_causes_of(results["nanhunt"]["cases"]))
-    printed(console, unproved_of(results["nanhunt"]["cases"]))
+    for name in ("fix", "repro"):
+        printed(console, unproved_of(results["nanhunt"]["cases"], name))
     if chosen.json:
         others = {tool: result for tool, result in results.items() if tool != "nanhunt"}
         document = {**results["nanhunt"], **({"rivals": others} if others else {})}

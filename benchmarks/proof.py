@@ -1,6 +1,6 @@
 """What nanhunt proves about a case, besides naming its culprit.
 
-`repro_works` is given the file of a case and is to be run in a process of its own; it sees the
+`proofs` is given the file of a case and is to be run in a process of its own; it sees the
 `Program` and nothing of what is known about it.
 """
 
@@ -14,6 +14,7 @@ from protocol import Program, isolated
 
 import nanhunt
 from nanhunt.hunting import Order, Plan, investigate
+from nanhunt.records import Report
 
 
 def subject_of(program: Program) -> nanhunt.Subject:
@@ -29,19 +30,40 @@ def subject_of(program: Program) -> nanhunt.Subject:
     )
 
 
-def repro_works(path: Path) -> tuple[bool, str]:
-    """Whether the script of the culprit shows it with torch alone, and what nanhunt says of it."""
+def proofs(path: Path) -> dict[str, Any]:
+    """What nanhunt proves about a case.
+
+    `fix` is whether some change of the program is proven: the step is finite with it, the loss is
+    as before where it was finite, and the gradients agree with those of FP64 where there are any.
+    `agrees` is whether they could be compared at all, `sole` whether the culprit is shown to be the
+    only cause, `repro` whether the script of it shows the failure with torch alone.
+    """
     program = Program.of(path)
     with tempfile.TemporaryDirectory() as folder:
         order = Order(Path(folder) / "repro")
         plan = Plan(precisions=(), steps=program.steps, repro=order)
-        repro = investigate(subject_of(program), plan)[0].repro
-    if repro is None:
-        return False, "no culprit"
-    return repro.works, repro.note or repro.shown
+        report = investigate(subject_of(program), plan)[0]
+    proven = [trial for trial in report.trials if trial.is_proven]
+    repro = report.repro
+    return {
+        "fix": bool(proven),
+        "agrees": any(trial.gradient_error is not None for trial in proven),
+        "sole": any(trial.finite for trial in report.trials if trial.is_neutralising),
+        "repro": repro is not None and repro.works,
+        "fix_told": proven[0].recipe if proven else _unproven(report),
+        "repro_told": "no culprit" if repro is None else repro.note or repro.shown,
+    }
 
 
-PROVED = ("repro",)
+def _unproven(report: Report) -> str:
+    finite = [trial for trial in report.trials if trial.finite and not trial.is_neutralising]
+    if not finite:
+        return f"none of {len(report.trials)} trials is finite"
+    errors = (finite[0].loss_change, finite[0].gradient_error)
+    return f"{finite[0].recipe}: loss {errors[0]}, gradient {errors[1]}"
+
+
+PROVED = ("fix", "agrees", "sole", "repro")
 
 
 def proved_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -53,12 +75,12 @@ def with_proof(row: Mapping[str, Any], path: Path, limit: float) -> dict[str, An
     """The row of a fault with what nanhunt proves about it; that of a control as it is."""
     if row["hit"] is None:
         return dict(row)
-    made, error = isolated(repro_works, path, limit=limit)
-    works, told = made or (False, str(error))
-    return {**row, "repro": works, "repro_told": told}
+    made, error = isolated(proofs, path, limit=limit)
+    told = {"fix_told": error, "repro_told": error}
+    return {**row, **(made or {**dict.fromkeys(PROVED, False), **told})}
 
 
-def unproved_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The faults of which the script shows nothing, and why."""
-    without = {row["id"]: row["repro_told"] for row in rows if row.get("repro") is False}
-    return pd.DataFrame({"why": without}).rename_axis("no repro")
+def unproved_of(rows: Sequence[Mapping[str, Any]], name: str) -> pd.DataFrame:
+    """The faults of which there is no proven fix, or no script that shows them, and why."""
+    without = {row["id"]: row[f"{name}_told"] for row in rows if row.get(name) is False}
+    return pd.DataFrame({"why": without}).rename_axis(f"no {name}")

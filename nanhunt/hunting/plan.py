@@ -44,6 +44,7 @@ def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
     ablate: Sequence[str] = (),
     others: Iterable[Subject] = (),
     steps: int = 1,
+    budget: float = BUDGET,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Report:
     """Replay one step of a subject in several variants and report the first non-finite value.
@@ -56,6 +57,7 @@ def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
         others: the same subject from other initialisations, to see whether it fails there too.
         steps: how many real optimizer steps to take from that batch on; the hunt is for the first
             that fails, else for the last.
+        budget: seconds that trials of fixes may take; 0 makes none.
         progress: called with a short text before each replay.
 
     Returns:
@@ -65,7 +67,7 @@ def hunt(  # noqa: PLR0913 - one parameter for each choice, all by name
         SubjectError: the step as given cannot be run.
         UsageError: a precision, weight or term that does not exist.
     """
-    plan = Plan(batch, precisions, ablate, others, progress, steps=steps)
+    plan = Plan(batch, precisions, ablate, others, progress, steps=steps, budget=budget)
     return investigate(subject, plan)[0]
 
 
