@@ -111,9 +111,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
-    _check_folder("--json", json)
-    _check_events(events)
-    _check_seeds(seeds, steps)
+    _check_files(json, events)
+    _check_steps(seeds, steps)
     with _progress() as tell:
         tell("torch")
         from dataclasses import replace
@@ -144,6 +143,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         from nanhunt.report.events import save
 
         save(trace, events)
+    _tell_missing(report, repro)
     more = _chosen(modules=modules, harmless=harmless)
     _deliver(report, json, exit_code=exit_code, more=more)
 
@@ -290,7 +290,16 @@ def _check_folder(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path} is a folder; name a file in it")
 
 
-def _check_seeds(seeds: int, steps: int) -> None:
+def _check_files(json: Path | None, events: Path | None) -> None:
+    _check_folder("--json", json)
+    _check_folder("--events", events)
+    if events is not None:
+        from nanhunt.report.events import check_format
+
+        check_format(events)
+
+
+def _check_steps(seeds: int, steps: int) -> None:
     if seeds and steps > 1:
         raise UsageError(
             f"--seeds {seeds} with --steps {steps}: other initialisations have not taken these "
@@ -298,12 +307,10 @@ def _check_seeds(seeds: int, steps: int) -> None:
         )
 
 
-def _check_events(path: Path | None) -> None:
-    _check_folder("--events", path)
-    if path is not None:
-        from nanhunt.report.events import check_format
-
-        check_format(path)
+def _tell_missing(report: Report, repro: Path | None) -> None:
+    """Say that a script was asked for and there is nothing to show."""
+    if repro is not None and report.repro is None:
+        typer.echo(f"nothing written to {repro}: the step as given has no culprit")
 
 
 def _deliver(report: Report, json: Path | None, *, exit_code: bool, more: list[str]) -> None:

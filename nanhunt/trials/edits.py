@@ -310,8 +310,8 @@ def _of_matrices(name: str, eps: tuple[float, ...]) -> Iterator[Edit]:
     if name in ("linalg_eigh", "symeig", "linalg_svd", "svd", "linalg_eig"):
         if name != "linalg_eig":
             yield Edit("gap_only_projector", "call", "gap_only({x}, {call})")
-        yield Edit("detach_vectors", "call", "detached({call})")
-        for e in (1e-4, 1e-2, 1.0):
+        for e in (1e-2, 1.0):
             yield Edit("more_loading", "x", f"loaded({{x}}, {e:g})")
         if name == "linalg_eigh":
             yield Edit("svd_instead_of_eigh", "call", "eigh_by_svd({x})")
+        yield Edit("detach_vectors", "call", "detached({call})")

@@ -25,7 +25,7 @@ _WIDEST = 2  # of the changes that failed, so many are gone on with
 # What a change of last resort does: it always helps, and hides more than it mends.
 _LAST = ("double_where", "finite_constant", "upcast", "saturate")
 # Beliefs about a cause that are worth refuting: they are tried even after a cure was found.
-_TRIED_ANYWAY = ("more_loading", "svd_instead_of_eigh", "detach_vectors")
+_TRIED_ANYWAY = ("more_loading", "svd_instead_of_eigh")
 # The causes in which an infinity stands that the program asked for.
 _INFINITY_ASKED = (
     "inf_minus_inf_or_zero_times_inf",

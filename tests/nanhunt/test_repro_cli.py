@@ -99,6 +99,15 @@ def test_with_the_replay(run, place):
     assert (record["folder"], record["works"], record["is_backward"]) == ("shown", True, True)
 
 
+def test_healthy_step(run, place):
+    """There is nothing to show, and that is said."""
+    words = ("replay", "plant.py:healthy", "--precision", "native", "--repro", "shown")
+    code, told, _ = run(*words)
+    assert code == 0
+    assert told.startswith("nothing written to shown: the step as given has no culprit\n")
+    assert names(place) == {"plant.py"}
+
+
 def test_from_a_report(run, saved, place):
     """The command is run again, with its options, from its words alone."""
     saved("sick", "--set", "factor=0.0", "--batch", "0")
