@@ -62,6 +62,7 @@ FRAMES = "nanhunt.report.events"
 # Every module of ris_model; each imports only from those before it.
 ORDER = (
     "config",
+    "storage",
     "geometry",
     "cells",
     "channel",
