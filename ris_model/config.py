@@ -155,9 +155,9 @@ SOUND_WEIGHTS = LossWeights(
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Batches and the optimiser."""
+    """Batches, the optimiser, and when to look, to save and to stop."""
 
-    batch_size: int
+    batch_size: int  # scenes per step, over all processes
     learning_rate: float = 3e-4  # of the backbone
     head_factor: float = 4.0  # the head learns this much faster
     weight_decay: float = 1e-4
@@ -167,6 +167,17 @@ class Training:
     train_scenes: int = 100_000
     val_scenes: int = 10_000
     test_scenes: int = 10_000
+    clip: float = 1.0  # largest norm of all gradients together
+    average_decay: float = 0.99  # of the moving average of the parameters; rises from 1/10
+    epoch_scenes: int = 6400  # an epoch ends with a validation and a checkpoint
+    validation_scenes: int = 512  # looked at after each epoch, always the same
+    patience: int = 15  # epochs without a better validation loss before the run ends
+    skip_limit: int = 30  # skipped steps in a row before the run ends; FP16 needs 16 for its scale
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, self.epoch_scenes // self.batch_size)
 
     def count_batches(self, split: Split) -> int:
         """Whole batches that the split holds."""

@@ -24,6 +24,8 @@ Kind = TypeVar("Kind")
 
 # Of the layout of every file written here; a reader of another version refuses.
 VERSION = 1
+# Entry of the file's metadata that holds everything but the tensors.
+_ENTRY = "ris_model"
 # How much of a hash tells two records apart.
 _HASH_LENGTH = 16
 
@@ -75,12 +77,14 @@ def write_tensors(
     }
     header = {
         "form": form,
-        "version": str(VERSION),
-        "complex": json.dumps(complexes),
-        "record": json.dumps(record, allow_nan=False),
-        "checksum": str(_sum_bytes(plain)),
+        "version": VERSION,
+        "complex": complexes,
+        "record": record,
+        "checksum": _sum_bytes(plain),
     }
-    write_whole(path, save(plain, metadata=header))
+    # one entry: safetensors writes several in no fixed order
+    text = json.dumps(header, allow_nan=False)
+    write_whole(path, save(plain, metadata={_ENTRY: text}))
 
 
 def read_tensors(path: Path, *, form: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -96,16 +100,16 @@ def read_tensors(path: Path, *, form: str) -> tuple[dict[str, torch.Tensor], dic
             plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except (SafetensorError, OSError) as error:
         raise _complain_of_break(path, form, error) from None
-    if str(_sum_bytes(plain)) != header["checksum"]:
+    if _sum_bytes(plain) != header["checksum"]:
         raise _complain_of_break(path, form, "its checksum does not fit its contents")
-    for name in json.loads(header["complex"]):
+    for name in header["complex"]:
         plain[name] = torch.view_as_complex(plain[name])
-    return plain, json.loads(header["record"])
+    return plain, header["record"]
 
 
 def read_record(path: Path, *, form: str) -> dict[str, Any]:
     """Read the JSON record alone; raises as `read_tensors` does."""
-    record: dict[str, Any] = json.loads(_read_header(path, form)["record"])
+    record: dict[str, Any] = _read_header(path, form)["record"]
     return record
 
 
@@ -174,20 +178,21 @@ def _fits(hint: Any, value: Any) -> bool:
     return type(value) is hint
 
 
-def _read_header(path: Path, form: str) -> dict[str, str]:
+def _read_header(path: Path, form: str) -> dict[str, Any]:
     """Return the metadata of a file of this form and version."""
     if not path.is_file():
         msg = f"there is no {form} {path}"
         raise ValueError(msg)
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
+            text = (file.metadata() or {}).get(_ENTRY, "{}")
     except (SafetensorError, OSError) as error:
         raise _complain_of_break(path, form, error) from None
+    header: dict[str, Any] = json.loads(text)
     if header.get("form") != form:
         msg = f"{path} is no {form} of ris-model but {header.get('form', 'another file')}"
         raise ValueError(msg)
-    if header["version"] != str(VERSION):
+    if header["version"] != VERSION:
         msg = (
             f"{path} is a {form} of version {header['version']}; this program reads version "
             f"{VERSION}"

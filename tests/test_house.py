@@ -69,6 +69,7 @@ ORDER = (
     "linalg",
     "covariance",
     "data",
+    "shards",
     "images",
     "network",
     "losses",

@@ -85,7 +85,7 @@ def test_other_files_are_refused(file, tmp_path):
         read_record(tmp_path / "absent", form="shard")
     with pytest.raises(ValueError, match=r"is no shard of ris-model but checkpoint$"):
         read_record(file, form="shard")
-    file.write_bytes(file.read_bytes().replace(b'"version":"1"', b'"version":"9"'))
+    file.write_bytes(file.read_bytes().replace(rb"\"version\": 1", rb"\"version\": 9"))
     with pytest.raises(ValueError, match=r"is a checkpoint of version 9; this program reads"):
         read_record(file, form="checkpoint")
     file.write_text("no tensors at all")
