@@ -9,6 +9,8 @@ from typing import Literal
 Steering = Literal["exact", "second-order"]
 Split = Literal["train", "val", "test"]
 Profile = Literal["incident", "sound"]
+Codebook = Literal["dft", "random"]
+PowerLaw = Literal["path-loss", "equal"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -33,10 +35,23 @@ class Scenario:
     rician_min: float = -10.0  # dB, line of sight over scatter, both of the same Frobenius norm
     rician_max: float = 5.0  # dB
     code_pool: int = 8  # DFT beams per axis that the codes are taken from
-    code_bits: int = 3  # phase quantisation of the surface
+    code_bits: int | None = 3  # phase quantisation of the surface; None for continuous phases
     gain: float = 1000.0  # on the path amplitude wavelength / (4 pi r), for scale only
     coherent: bool = False  # one symbol for all snapshots instead of one per snapshot
     steering: Steering = "exact"
+    # the same DFT beams in every scene, or phases drawn anew in every scene
+    codebook: Codebook = "dft"
+    power_law: PowerLaw = "path-loss"  # "equal": amplitude `gain` wherever the source is
+    power_spread: float = 0.0  # dB, near-far: every source is weakened by 0 to this, uniform in dB
+    spread_share: float = 1.0  # share of the scenes that have the spread
+    coherent_share: float = 0.0  # share of scenes whose sources are coherent; 1 as `coherent`
+    correlation_max: float = 1.0  # sources of a scene keep |<a_i, a_k>| below this
+    # What the receiver does not know. Labels and the receiver keep the nominal surface.
+    position_error: float = 0.0  # elements are moved by up to this in x and y, half wavelengths
+    code_phase_error: float = 0.0  # rad, standard deviation of the phases really shown
+    code_amplitude_error: float = 0.0  # standard deviation of the modulus really shown
+    code_dropout: float = 0.0  # probability that an element reflects nothing in a snapshot
+    channel_error: float | None = None  # dB, of the receiver's channel over the true one
 
     @property
     def elements(self) -> int:
@@ -223,13 +238,16 @@ PRESETS: dict[str, Config] = {
             antennas=8,
             snapshots=16,
             sources=2,
-            range_min=0.3,
+            range_min=0.5,
             range_max=3.0,
             snr_min=0.0,
             snr_max=20.0,
+            codebook="random",
+            power_law="equal",
+            correlation_max=0.5,
         ),
         network=NetworkSize(width=128, layers=3, heads=4, feedforward=256, grid=21),
-        detector=DetectorSize(columns=14, rows=9, planes=8, channels=32, blocks=4),
+        detector=DetectorSize(columns=14, rows=9, planes=5, channels=32, blocks=4),
         training=Training(batch_size=64),
         covariance=CovarianceForm(align_loading=1e-2),
     ),

@@ -37,7 +37,7 @@ def test_corners_stand_at_the_limits():
     """The first and the last cell in direction cosines and inverse range."""
     listed = CELLS.list_coordinates(torch.zeros((), dtype=torch.float64))
     place = listed * torch.tensor(CELLS.step) + torch.tensor(CELLS.start)
-    edge = torch.tensor([math.sin(math.pi / 3), 0.5, 1 / 0.3], dtype=torch.float64)
+    edge = torch.tensor([math.sin(math.pi / 3), 0.5, 1 / 0.5], dtype=torch.float64)
     assert torch.allclose(place[-1], edge, atol=1e-6)
     assert torch.allclose(place[0], torch.tensor([-edge[0], -0.5, 1 / 3]).double(), atol=1e-6)
     assert len(listed) == CELLS.total == SMALL.detector.cells
