@@ -188,16 +188,24 @@ class Training:
     validation_scenes: int = 512  # looked at after each epoch, always the same
     patience: int = 15  # epochs without a better validation loss before the run ends
     skip_limit: int = 30  # skipped steps in a row before the run ends; FP16 needs 16 for its scale
+    # What is trained on beyond what the scenario has; the fields of the same names there.
+    power_spread: float = 0.0  # dB
+    spread_share: float = 1.0
+    coherent_share: float = 0.0
 
     @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
         return max(1, self.epoch_scenes // self.batch_size)
 
+    def count_scenes(self, split: Split) -> int:
+        """Scenes that the split holds."""
+        scenes = {"train": self.train_scenes, "val": self.val_scenes, "test": self.test_scenes}
+        return scenes[split]
+
     def count_batches(self, split: Split) -> int:
         """Whole batches that the split holds."""
-        scenes = {"train": self.train_scenes, "val": self.val_scenes, "test": self.test_scenes}
-        return scenes[split] // self.batch_size
+        return self.count_scenes(split) // self.batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +218,23 @@ class Config:
     training: Training
     covariance: CovarianceForm = field(default_factory=CovarianceForm)
     weights: LossWeights = field(default_factory=LossWeights)
+
+    @property
+    def training_scenario(self) -> Scenario:
+        """The world of the training and validation scenes: harder where `training` says so."""
+        extra = self.training
+        if not (extra.power_spread or extra.coherent_share):
+            return self.scenario
+        return replace(
+            self.scenario,
+            power_spread=extra.power_spread,
+            spread_share=extra.spread_share,
+            coherent_share=extra.coherent_share,
+        )
+
+    def choose_scenario(self, split: Split) -> Scenario:
+        """The world of a split."""
+        return self.scenario if split == "test" else self.training_scenario
 
 
 PRESETS: dict[str, Config] = {
@@ -228,7 +253,7 @@ PRESETS: dict[str, Config] = {
         ),
         network=NetworkSize(width=32, layers=1, heads=2, feedforward=64, grid=9),
         detector=DetectorSize(columns=9, rows=7, planes=4, channels=8, blocks=1),
-        training=Training(batch_size=8),
+        training=Training(batch_size=8, epoch_scenes=800, validation_scenes=128),
         covariance=CovarianceForm(align_loading=1e-1),
     ),
     "small": Config(
@@ -248,7 +273,7 @@ PRESETS: dict[str, Config] = {
         ),
         network=NetworkSize(width=128, layers=3, heads=4, feedforward=256, grid=21),
         detector=DetectorSize(columns=14, rows=9, planes=5, channels=32, blocks=4),
-        training=Training(batch_size=64),
+        training=Training(batch_size=64, power_spread=10.0, spread_share=0.5, coherent_share=0.15),
         covariance=CovarianceForm(align_loading=1e-2),
     ),
     "full": Config(
@@ -273,7 +298,7 @@ PRESETS: dict[str, Config] = {
             ridges=(0.1,),
             illuminated=False,  # 2 N^2 G multiplications per image and scene are too many here
         ),
-        training=Training(batch_size=64),
+        training=Training(batch_size=64, steps=20_000, epoch_scenes=32_000),
     ),
 }
 

@@ -50,6 +50,7 @@ TORCH = {
     "recorder",
     "interventions",
     "subject",
+    "commands",
     "snapshot",
     "loading",
     "variants",
@@ -73,8 +74,10 @@ ORDER = (
     "images",
     "network",
     "losses",
+    "checkpoint",
     "training",
     "subject",
+    "commands",
     "__main__",
     "__init__",
 )

@@ -70,6 +70,7 @@ def safe_step(
     *,
     clip: float = 1.0,
     agree: Callable[[bool], bool] | None = None,
+    through: nn.Module | None = None,
 ) -> StepOutcome:
     """Make one training step, or skip it and say why.
 
@@ -83,13 +84,14 @@ def safe_step(
         clip: largest norm of all gradients together.
         agree: told whether this process skips, answers whether some process does; all of them
             then skip together.
+        through: a wrapper of the model that the forward goes through; the model itself without.
 
     Returns:
         What happened.
     """
     optimizer, scaler = subject.optimizer, subject.scaler
     optimizer.zero_grad(set_to_none=True)
-    terms = subject.loss_fn(subject.model, batch)
+    terms = subject.loss_fn(subject.model if through is None else through, batch)
     total = torch.stack(list(terms.values())).sum()
     (total if scaler is None else scaler.scale(total)).backward()
     if scaler is not None:
