@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ris_model.commands.options import Preset, answering_wrong_input
+from ris_model.commands.options import Preset, answering_wrong_input, ask_whole
 
 if TYPE_CHECKING:
     from ris_model.config import Split
@@ -33,9 +33,9 @@ def generate(
         plan = Plan(
             scenario=config.choose_scenario(chosen),
             split=chosen,
-            seed=_ask_least("seed", seed, 0),
-            scenes=_ask_least("scenes", scenes, 1),
-            shard_size=_ask_least("shard-size", shard_size, 1),
+            seed=ask_whole("seed", seed, 0),
+            scenes=ask_whole("scenes", scenes, 1),
+            shard_size=ask_whole("shard-size", shard_size, 1),
         )
         made = 0
         for number, (path, new) in enumerate(write_shards(plan, out), 1):
@@ -55,11 +55,3 @@ def _choose_split(split: str) -> Split:
             return known
     msg = f"there is no split {split!r}; choose one of {', '.join(SPLITS)}"
     raise ValueError(msg)
-
-
-def _ask_least(name: str, value: int, least: int) -> int:
-    """Return a number that is large enough."""
-    if value < least:
-        msg = f"{name} is {value}; give a whole number from {least} on"
-        raise ValueError(msg)
-    return value

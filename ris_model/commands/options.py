@@ -11,6 +11,8 @@ import typer
 Preset = Annotated[str, typer.Option(help="tiny, small or full.")]
 Profile = Annotated[str, typer.Option(help="incident or sound.")]
 
+# What torch.manual_seed takes.
+_GREATEST = 2**63 - 1
 # Where a command's optional packages come from.
 _EXTRA = "pip install 'nanhunt[ris]'"
 
@@ -32,3 +34,11 @@ def need_extra(package: str) -> None:
     if find_spec(package) is None:
         msg = f"this needs {package}, which is not installed: {_EXTRA}"
         raise ValueError(msg)
+
+
+def ask_whole(name: str, value: int, least: int) -> int:
+    """Return a whole number; a ValueError when it is too small, or too large for a seed."""
+    if not least <= value <= _GREATEST:
+        msg = f"{name} is {value}; give a whole number from {least} to {_GREATEST}"
+        raise ValueError(msg)
+    return value

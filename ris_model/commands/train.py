@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ris_model.commands.options import answering_wrong_input
+from ris_model.commands.options import answering_wrong_input, ask_whole
 
 if TYPE_CHECKING:
     from ris_model.checkpoint import Origin
@@ -152,15 +152,13 @@ def _begin(request: Request) -> Origin:
     else:
         config = read_fields(Config, json.loads(request.config.read_text(encoding="utf-8")))
     given = {"batch_size": request.batch, "steps": request.steps}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            msg = f"{name} is {value}; give a whole number from 1 on"
-            raise ValueError(msg)
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {
+        name: ask_whole(name, value, 1) for name, value in given.items() if value is not None
+    }
     return Origin(
         config=replace(config, training=replace(config.training, **changes)),
         profile=request.choose("profile"),
-        seed=request.choose("seed"),
+        seed=ask_whole("seed", request.choose("seed"), 0),
         amp=request.choose("amp"),
         preset="" if request.config is not None else request.choose("preset"),
         data=request.data or "",

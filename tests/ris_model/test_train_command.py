@@ -1,0 +1,273 @@
+"""`ris-model train` and `generate` as a user runs them: killed, interrupted, in two processes."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ris_model.__main__ import app
+from ris_model.checkpoint import LAST, Origin, load_checkpoint
+from ris_model.commands.console import Console
+from ris_model.subject import assemble, choose_config
+from ris_model.training.feeds import draw_feeds
+from ris_model.training.loop import Setting, Trainer
+from ris_model.training.ranks import join_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHORT = {"steps": 40, "epoch_scenes": 40, "validation_scenes": 16, "warmup": 5}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def invoke(*arguments: object):
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def launch(*arguments: object, ranks: int = 1) -> subprocess.Popen:
+    """Start a command in a process of its own, or in several."""
+    several = ("torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "-m")
+    command = [sys.executable, "-m", *(several if ranks > 1 else ()), "ris_model", *arguments]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A file with a tiny configuration: 8 epochs of 5 steps."""
+    tiny = choose_config("sound", "tiny")
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(json.dumps(asdict(replace(tiny, training=replace(tiny.training, **SHORT)))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The folder of a run that nobody cut."""
+    out = tmp_path_factory.mktemp("whole")
+    result = invoke("train", "--config", config, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"Best val loss: \d+\.\d{6}", result.output.splitlines()[-1])
+    return out
+
+
+def wait_for(path, running: subprocess.Popen) -> None:
+    """Until a file is there."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert running.poll() is None, running.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def assert_same_model(one, other):
+    """The last parameters of two runs, to the bit."""
+    first, second = (load_checkpoint(out / LAST) for out in (one, other))
+    assert first.state == second.state
+    for part in ("model", "average"):
+        tensors, others = getattr(first, part), getattr(second, part)
+        assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_run_that_was_ended_goes_on_as_if_it_had_not(config, whole, tmp_path, number, code):
+    """Killed: from the last checkpoint. Told to stop: from where it was."""
+    running = launch("train", "--config", config, "--out", tmp_path)
+    wait_for(tmp_path / LAST, running)
+    running.send_signal(number)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == code, said
+    at = load_checkpoint(tmp_path / LAST).state["counters"]["step"]
+    assert at < 40
+    if number != signal.SIGKILL:
+        assert f"interrupted after batch {at}; go on with: ris-model train --out" in said
+    result = invoke("train", "--out", tmp_path, "--resume")
+    assert result.exit_code == 0, result.output
+    assert_same_model(tmp_path, whole)
+    steps = [line.split(",")[1] for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", *(str(n) for n in range(5, 41, 5))]
+
+
+def test_interrupt_is_a_signal_like_the_other(config, whole, tmp_path, monkeypatch):
+    """Ctrl-C at batch 7: saved there, exit code 130, and the rest is the same."""
+    advance = Console.advance
+
+    def interrupt(console, step):
+        advance(console, step)
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Console, "advance", interrupt)
+        result = invoke("train", "--config", config, "--out", tmp_path)
+    assert result.exit_code == 130
+    assert "interrupted after batch 8; go on with" in result.output
+    assert invoke("train", "--out", tmp_path, "--resume").exit_code == 0
+    assert_same_model(tmp_path, whole)
+
+
+def test_two_processes_train_as_one(config, whole, tmp_path):
+    """Half of every batch each: the same parameters within rounding, one log."""
+    running = launch("train", "--config", config, "--out", tmp_path, ranks=2)
+    said = running.communicate(timeout=120)[0]
+    assert running.returncode == 0, said
+    assert said.count("Best val loss") == said.count("Epoch 008/008") == 1
+    one, two = (load_checkpoint(out / LAST) for out in (whole, tmp_path))
+    assert two.state["counters"]["made"] == 40
+    initial = load_initial()
+    moved = torch.stack([(one.model[n] - initial[n]).norm() for n in initial]).norm()
+    apart = torch.stack([(one.model[n] - two.model[n]).norm() for n in initial]).norm()
+    assert moved > 0.1
+    assert apart < 1e-2 * moved
+    assert two.state["counters"]["best"] == pytest.approx(one.state["counters"]["best"], rel=1e-3)
+
+
+def load_initial():
+    """Parameters before the first step."""
+    from ris_model.subject import sound
+
+    return sound("tiny").model.state_dict()
+
+
+def test_processes_skip_together(tmp_path):
+    """One finds a non-finite loss, both drop the step, and their parameters stay equal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # forked: the packages are imported already
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=run_uneven, args=(r, several, tmp_path)) for r in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 on: of a fork beside threads
+        for one in running:
+            one.start()
+    for one in running:
+        one.join(timeout=120)
+    assert [one.exitcode for one in running] == [0, 0]
+    rows = [(tmp_path / str(rank)).read_text().split(";") for rank in range(2)]
+    assert [row[:2] for row in rows] == [
+        ["2", "another process skips"],
+        ["2", "loss not finite"],
+    ]
+    assert rows[0][2] == rows[1][2]
+
+
+def run_uneven(rank, several, out):
+    """Train one of two processes; rank 1 finds at batch 1 a loss of inf with sound gradients."""
+    os.environ.update({**several, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    config = choose_config("sound", "tiny")
+    config = replace(config, training=replace(config.training, steps=3, validation_scenes=16))
+    subject = assemble(config, "sound", seed=0)
+
+    def loss_fn(model, batch):
+        terms = subject.loss_fn(model, batch)
+        if trainer.at.step == rank == 1 and model.training:
+            terms["odd"] = torch.tensor(float("inf"))
+        return terms
+
+    with join_ranks("cpu") as ranks:
+        setting = Setting(
+            subject=replace(subject, loss_fn=loss_fn),
+            origin=Origin(config, "sound", 0, "off"),
+            ranks=ranks,
+            feeds=draw_feeds(config, seed=0, ranks=ranks),
+        )
+        trainer = Trainer(setting)
+        trainer.run()
+    total = sum(float(p.detach().double().sum()) for p in subject.model.parameters())
+    (out / str(rank)).write_text(f"{trainer.at.made};{trainer.reason};{total}")
+
+
+def test_run_that_only_skips_names_what_to_run_next(tmp_path):
+    """Exit code 1, no `Best val loss: inf`."""
+    arguments = ("--preset", "tiny", "--profile", "incident", "--batch", 2, "--seed", 1)
+    result = invoke("train", "--out", tmp_path, *arguments)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "ris-model: the first 30 steps were all skipped (gradients not finite): nothing was "
+        "learnt; find the operation with: nanhunt replay ris:incident --set preset=tiny "
+        "--set batch_size=2 --set amp=off --seed 1\n"
+    )
+    assert "inf" not in result.stdout
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_wrong_options_are_one_sentence(config, whole, tmp_path):
+    """Exit code 2, no traceback, nothing written."""
+    resumed = ("--out", whole, "--resume")
+    for arguments, sentence in (
+        (("--out", whole, "--preset", "tiny"), "holds a run already; give --resume"),
+        ((*resumed, "--batch", 16), "was begun with --batch 8, not 16; leave it out"),
+        ((*resumed, "--amp", "bf16"), "was begun with --amp off, not bf16; leave it out"),
+        (("--out", tmp_path, "--resume"), "there is no checkpoint"),
+        (("--out", tmp_path, "--preset", "huge"), "there is no preset 'huge'"),
+        (("--out", tmp_path, "--profile", "x"), "there is no profile 'x'"),
+        (("--out", tmp_path, "--amp", "fp8"), "amp='fp8' is not known"),
+        (("--out", tmp_path, "--steps", 0), "steps is 0; give a whole number from 1 to "),
+        (("--out", tmp_path, "--device", "tpu"), "there is no device 'tpu'"),
+        (("--out", tmp_path, "--data", tmp_path), "there is no shard of the split 'train'"),
+        (("--out", tmp_path, "--config", tmp_path / "no.json"), "No such file or directory"),
+        (("--out", tmp_path, "--config", config, "--preset", "tiny"), "--config or --preset"),
+        (("--out", tmp_path, "--seed", -1), "seed is -1; give a whole number from 0"),
+    ):
+        result = invoke("train", *arguments)
+        assert result.exit_code == 2, arguments
+        assert sentence in result.stderr
+        assert result.stderr.startswith("ris-model: ")
+        assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_without_tensorboard_says_so(config, tmp_path, monkeypatch):
+    """The metrics are in the table all the same."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = invoke("train", "--config", config, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert result.output.startswith("TensorBoard is not installed: metrics go to metrics.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.csv",
+    ]
+
+
+def test_generate_writes_keeps_and_feeds(tmp_path):
+    """Twice the same command, then a training from the shards."""
+    shards = tmp_path / "shards"
+    arguments = ("generate", "--preset", "tiny", "--out", shards, "--scenes", 48)
+    sizes = ("--shard-size", 32)
+    assert invoke(*arguments, *sizes).output.splitlines()[-1].endswith("2 shards written, 0 kept")
+    assert invoke(*arguments, *sizes).output.splitlines()[-1].endswith("0 shards written, 2 kept")
+    out = tmp_path / "run"
+    trained = invoke(
+        "train", "--preset", "tiny", "--steps", 4, "--data", shards, "--out", out, "--curriculum"
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "[joint]" in trained.output
+    assert load_checkpoint(out / LAST).origin.data == str(shards)
+    refused = invoke(*arguments, *sizes, "--seed", 1)
+    assert refused.exit_code == 2
+    assert "train-00000.safetensors is a foreign shard: its seed is 0, not 1" in refused.stderr
+    for options, sentence in (
+        (("--split", "dev"), "there is no split 'dev'; choose one of train, val, test"),
+        (("--shard-size", 0), "shard-size is 0; give a whole number from 1 to "),
+    ):
+        wrong = invoke(*arguments, *options)
+        assert (wrong.exit_code, sentence in wrong.stderr) == (2, True)
