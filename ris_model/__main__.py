@@ -6,6 +6,7 @@ import typer
 
 from ris_model.commands.data import generate
 from ris_model.commands.inspect import describe, step
+from ris_model.commands.search import search
 from ris_model.commands.train import train
 
 app = typer.Typer(
@@ -13,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (describe, step, generate, train):
+for command in (describe, step, generate, train, search):
     app.command()(command)
 
 
