@@ -73,6 +73,8 @@ ORDER = (
     "images",
     "network",
     "losses",
+    "metrics",
+    "estimate",
     "checkpoint",
     "training",
     "subject",

@@ -8,6 +8,7 @@ import torch
 from ris_model.cells import Cells, lay_cells
 from ris_model.config import PRESETS
 from ris_model.data import draw_batch
+from ris_model.geometry import place_points
 
 SMALL = PRESETS["small"]
 CELLS = lay_cells(SMALL.scenario, SMALL.detector)
@@ -100,3 +101,14 @@ def test_peaks_keep_out_of_each_other_s_shadow():
     wanted = TINY.flatten(torch.tensor([[4.0, 3.0, 1.0], [8.0, 6.0, 1.0]]))
     assert torch.equal(TINY.pick_peaks(heat, 2)[0], wanted)
     assert len(set(TINY.pick_peaks(torch.zeros(1, 252), 5)[0].tolist())) == 5
+
+
+def test_listed_places_are_those_of_the_coordinates():
+    """Steps from the start."""
+    like = torch.zeros((), dtype=torch.float64)
+    places = CELLS.list_places(like)
+    assert places[0].tolist() == pytest.approx(list(CELLS.start))
+    assert torch.allclose(places[1] - places[0], like.new_tensor((CELLS.step[0], 0.0, 0.0)))
+    exist = places[:, :2].square().sum(-1) < 0.9  # the corners belong to no direction
+    there = place_points(CELLS.resolve(CELLS.list_coordinates(like)))
+    assert torch.allclose(there[exist], places[exist])
