@@ -19,7 +19,7 @@ class Console(Deaf):
     """Plain lines; a bar below them where somebody looks."""
 
     def __init__(self, steps: int, *, step: int) -> None:
-        self.terminal = Terminal(highlight=False, markup=False, soft_wrap=True)
+        self.terminal = Terminal(soft_wrap=True)
         self.bar: Progress | None = None
         if self.terminal.is_terminal:
             self.bar = Progress(
@@ -36,7 +36,7 @@ class Console(Deaf):
 
     def hear(self, line: str) -> None:
         """Print it."""
-        self.terminal.print(line)
+        self.terminal.print(line, markup=False, highlight=False)
 
     def advance(self, step: int) -> None:
         """Move the bar."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ris_model.training.loop import StalledError, Trainer
     from ris_model.training.ranks import Ranks
 
+# How many SIGINT only ask for an end.
+_INTERRUPTS = 2
 # What the options mean that are not given when a run is begun.
 _DEFAULTS = {"preset": "small", "profile": "sound", "seed": 0, "amp": "off", "curriculum": False}
 
@@ -183,13 +185,16 @@ def _refuse_changes(request: Request, origin: Origin, out: Path) -> None:
 
 @contextlib.contextmanager
 def _watching_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM; the second SIGINT interrupts at once."""
+    """Collect SIGINT and SIGTERM; the third SIGINT interrupts at once.
+
+    Under torchrun one Ctrl-C comes twice: from the terminal, and passed on by torchrun.
+    """
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
         came.append(number)
+        if came.count(signal.SIGINT) > _INTERRUPTS:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

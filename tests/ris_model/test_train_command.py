@@ -1,5 +1,6 @@
 """`ris-model train` and `generate` as a user runs them: killed, interrupted, in two processes."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -13,12 +14,14 @@ import warnings
 from dataclasses import asdict, replace
 
 import pytest
+import rich.console
 import torch
 from typer.testing import CliRunner
 
 from ris_model.__main__ import app
 from ris_model.checkpoint import LAST, Origin, load_checkpoint
 from ris_model.commands.console import Console
+from ris_model.commands.train import _watching_signals
 from ris_model.subject import assemble, choose_config
 from ris_model.training.feeds import draw_feeds
 from ris_model.training.loop import Setting, Trainer
@@ -120,6 +123,37 @@ def test_interrupt_is_a_signal_like_the_other(config, whole, tmp_path, monkeypat
     assert "interrupted after batch 8; go on with" in result.output
     assert invoke("train", "--out", tmp_path, "--resume").exit_code == 0
     assert_same_model(tmp_path, whole)
+
+
+def test_third_interrupt_does_not_wait():
+    """Nor does it save; the handlers of before are back afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    with _watching_signals() as came:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert came == [signal.SIGINT] * 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_terminal_shows_the_time_left(monkeypatch):
+    """A bar with batches and an estimate below the log; plain lines elsewhere."""
+    texts = []
+    for looked_at in (True, False):
+        said = io.StringIO()
+        terminal = rich.console.Console(file=said, force_terminal=looked_at, width=100)
+        monkeypatch.setattr(
+            "ris_model.commands.console.Terminal", lambda terminal=terminal, **_: terminal
+        )
+        console = Console(40, step=10)
+        console.hear("[GRAD] [b]")
+        console.advance(20)
+        console.close()
+        texts.append(said.getvalue())
+    assert "20/40" in texts[0]
+    assert "left" in texts[0]
+    assert texts[1] == "[GRAD] [b]\n"
 
 
 def test_two_processes_train_as_one(config, whole, tmp_path):
