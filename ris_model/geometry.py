@@ -16,6 +16,9 @@ import torch
 if TYPE_CHECKING:
     from ris_model.config import Scenario, Steering
 
+# Least square of D / r. Places that no direction belongs to, |u| > 1, would have a negative one.
+_LEAST_STRETCH2 = 1e-4
+
 
 def place_elements(scenario: Scenario) -> torch.Tensor:
     """Place the elements of the surface, centred exactly on the origin.
@@ -165,7 +168,7 @@ def steer_places(
         slope = -(1 + w * q)
         partial = torch.stack((slope * x, slope * y, (rho2 - q.square()) / 2), dim=-2)
     else:
-        stretch = (1 - 2 * w * q + w.square() * rho2).sqrt()
+        stretch = (1 - 2 * w * q + w.square() * rho2).clamp_min(_LEAST_STRETCH2).sqrt()
         path = (w * rho2 - 2 * q) / (1 + stretch)
         bend = (rho2 - path * (w * rho2 - q) / stretch) / (1 + stretch)
         partial = torch.stack((-x / stretch, -y / stretch, bend), dim=-2)
