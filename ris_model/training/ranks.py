@@ -37,7 +37,7 @@ class Ranks:
             return model
         # the buffers follow from the configuration: they are the same everywhere
         return DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=unused
+            model, forward_sync_buffers=False, find_unused_parameters=unused
         )
 
     def sum(self, values: Sequence[float]) -> list[float]:
