@@ -48,14 +48,14 @@ class Request:
 def train(  # noqa: PLR0913  the options of the command
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints and the metrics.")],
     *,
-    preset: Annotated[str | None, typer.Option(help="tiny, small or full. [small]")] = None,
-    profile: Annotated[str | None, typer.Option(help="sound or incident. [sound]")] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny, small or full; else small.")] = None,
+    profile: Annotated[str | None, typer.Option(help="sound or incident; else sound.")] = None,
     steps: Annotated[int | None, typer.Option(help="The preset's number without it.")] = None,
     batch: Annotated[int | None, typer.Option(help="Scenes of a step, all processes.")] = None,
-    amp: Annotated[str | None, typer.Option(help="fp16, bf16 or off. [off]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Parameters and data. [0]")] = None,
+    amp: Annotated[str | None, typer.Option(help="fp16, bf16 or off; else off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of parameters and data; else 0.")] = None,
     data: Annotated[Path | None, typer.Option(help="Shards; drawn on the fly without.")] = None,
-    curriculum: Annotated[bool | None, typer.Option(help="Three phases, or one. [one]")] = None,
+    curriculum: Annotated[bool | None, typer.Option(help="Three phases; else one.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON that `search` wrote.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913  the options of the command
     from ris_model.training.loop import StalledError
     from ris_model.training.ranks import join_ranks
 
-    shards = None if data is None else str(data)
+    shards = None if data is None else str(data.resolve())
     request = Request(preset, profile, steps, batch, amp, seed, shards, curriculum, config)
     with answering_wrong_input(), join_ranks(device) as ranks, _watching_signals() as signals:
         trainer, listeners = _prepare(request, out, ranks, resume=resume, signals=signals)
