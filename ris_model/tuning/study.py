@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from ris_model.checkpoint import Origin
 from ris_model.config import Config, Profile
@@ -41,7 +42,7 @@ _WARM_UP = 6
 # Seconds that a worker waits for another one's writing to SQLite.
 _PATIENCE = 60
 # How often, and after how many seconds, a database is opened again.
-_TRIES, _PAUSE = 3, 0.5
+_TRIES, _PAUSE = 5, 0.3
 # A trial in one of these states has told what it can.
 _TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
 _JOURNAL = "journal:"
@@ -131,9 +132,9 @@ def _open_storage(search: Search, tries: int = _TRIES) -> BaseStorage:
         return JournalStorage(JournalFileBackend(search.storage.removeprefix(_JOURNAL)))
     try:
         return _open_database(search)
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError) as error:
         # a worker that begins beside this one may be making the very same tables
-        if tries > 1 and isinstance(error, OperationalError):
+        if tries > 1 and isinstance(error, DatabaseError | StorageInternalError):
             time.sleep(_PAUSE)
             return _open_storage(search, tries - 1)
         reason = " ".join(str(error).split())
