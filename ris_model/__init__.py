@@ -2,5 +2,5 @@
 
 The rooms, in the order of understanding (each imports only rooms to its left):
 config, storage, geometry, cells, channel, linalg, covariance, data, shards, images, network,
-losses, checkpoint, training, subject, tuning, commands.
+losses, metrics, estimate, checkpoint, training, subject, tuning, evaluation, commands.
 """

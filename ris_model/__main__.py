@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from ris_model.commands.data import generate
+from ris_model.commands.evaluate import evaluate
 from ris_model.commands.inspect import describe, step
+from ris_model.commands.predict import predict
 from ris_model.commands.search import search
 from ris_model.commands.train import train
 
@@ -14,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (describe, step, generate, train, search):
+for command in (describe, step, generate, train, search, evaluate, predict):
     app.command()(command)
 
 

@@ -79,6 +79,7 @@ ORDER = (
     "training",
     "subject",
     "tuning",
+    "evaluation",
     "commands",
     "__main__",
     "__init__",
