@@ -31,6 +31,7 @@ FITS = (
     "network + fit, K known",
     "image + fit",
     "image + fit, K known",
+    "image + fit, calibrated",
     "ML, K known",
 )
 # What the receiver does not know, or what the scenes have that the training had not; and the SNR.

@@ -151,7 +151,7 @@ def steer_places(
     a = exp(-j k0 f) / sqrt(N),  da = -j k0 df a;  valid at w = 0, the far field.
 
     Args:
-        positions: [N, 2], metres.
+        positions: [N, 2], metres, or [B, N, 2] with places [B, ..., 3].
         places: [..., 3], (u_x, u_y, 1/r), the last in 1/m.
         wavenumber: k0, rad/m.
         model: exact spherical phase, or its second-order expansion.
@@ -159,6 +159,9 @@ def steer_places(
     Returns:
         a [..., N] complex and df [..., 3, N] real, so that da = -j k0 df a.
     """
+    if positions.dim() > 2:
+        between = (1,) * (places.dim() - 2)
+        positions = positions.view(len(positions), *between, *positions.shape[1:])
     x, y = positions.unbind(-1)
     w = places[..., 2:]
     q = places[..., :1] * x + places[..., 1:2] * y

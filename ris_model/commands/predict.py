@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,10 @@ from ris_model.commands.options import answering_wrong_input
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or a checkpoint in it.")],
     file: Annotated[Path, typer.Argument(help="npz with y, H and codes.")],
+    *,
+    position_error: Annotated[
+        float, typer.Option(help="Elements may be off by up to this, half wavelengths.")
+    ] = 0.0,
 ) -> None:
     """Find the sources in measurements of your own; error bars from the bound at the estimate.
 
@@ -27,7 +32,12 @@ def predict(
     from ris_model.evaluation.prediction import read_file
 
     with answering_wrong_input():
+        if not 0 <= position_error <= 1:
+            msg = f"--position-error is {position_error:g}; give a number from 0 to 1"
+            raise ValueError(msg)
         tools = load_tools(checkpoint)
+        reach = position_error * tools.config.scenario.wavelength / 2
+        tools = replace(tools, plan=replace(tools.plan, reach=reach))
         found = run(tools, read_file(file, tools.config.scenario))
     table = Table("scene", "azimuth deg", "elevation deg", "range m", "SNR dB", "coherent")
     for source in found:

@@ -29,7 +29,7 @@ class Measurements:
     h: torch.Tensor  # [B, M, N] complex
     codes: torch.Tensor  # [B, N, L] complex
     operator: torch.Tensor  # [B, N, M L] complex, H diag(c_l) for every snapshot
-    positions: torch.Tensor  # [N, 2] m, nominal
+    positions: torch.Tensor  # [N, 2] m, nominal, or [B, N, 2] as they were found to be
     scenario: Scenario
 
     @property
@@ -55,6 +55,7 @@ class Measurements:
             h=self.h[index],
             codes=self.codes[index],
             operator=self.operator[index],
+            positions=self.positions if self.positions.dim() == 2 else self.positions[index],
         )
 
     def respond(self, rows: torch.Tensor) -> torch.Tensor:

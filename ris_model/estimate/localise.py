@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from ris_model.cells import Cells
+from ris_model.estimate.calibrate import calibrate, doubt_offsets
 from ris_model.estimate.evidence import weigh_evidence
 from ris_model.estimate.field import Measurements, Prior
 from ris_model.estimate.fit import refine
@@ -39,6 +40,9 @@ class Plan:
     sweep_gain: float = 5.0
     sweeps: int = 1
     coherent: bool = True  # whether coherent sources are thought of
+    # Where the elements may be off their places by up to this in x and y, m: they are then found
+    # together with the sources. 0 takes the surface for what it is said to be.
+    reach: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,9 @@ def _seek(
     going = torch.arange(measurements.scenes, device=measurements.y.device)
     known = one = add_source(measurements, candidates, None, plan=plan, cells=cells, common=common)
     answer = _prepare(measurements, limit, common=common)
-    answer.take(going, one)
+    if plan.reach:
+        measurements, known = _settle(measurements, known, plan=plan, common=common)
+    answer.take(going, known)
     for k in range(1, limit):
         more = add_source(measurements, candidates, known, plan=plan, cells=cells, common=common)
         weak = _measure_weakest(candidates, more, measurements) < plan.sweep_below
@@ -146,6 +152,9 @@ def _seek(
             again = more.select(index)
             again = sweep(inside, some, again, plan=plan, cells=cells, common=common)
             more = more.replace_where(index, again)
+        settled = measurements
+        if plan.reach:
+            settled, more = _settle(measurements, more, plan=plan, common=common)
         gain = more.evidence - known.evidence
         answer.gain[going, k] = gain
         kept = (gain > plan.threshold).nonzero()[:, 0]
@@ -153,8 +162,22 @@ def _seek(
         answer.take(going, known)
         if not len(kept):
             break
-        measurements, candidates = measurements.select(kept), candidates.select(kept)
+        measurements, candidates = settled.select(kept), candidates.select(kept)
     return answer, one
+
+
+def _settle(
+    measurements: Measurements,
+    known: Hypothesis,
+    *,
+    plan: Plan,
+    common: bool,
+) -> tuple[Measurements, Hypothesis]:
+    """Find the elements' offsets too; their prior counts in the evidence."""
+    moved, places = calibrate(measurements, known.places, reach=plan.reach, common=common)
+    found = weigh_evidence(moved, places[:, None], common=common, rounds=plan.rounds)
+    evidence = found.value[:, 0] - doubt_offsets(moved, reach=plan.reach)
+    return moved, Hypothesis(places, evidence, found.prior.power[:, 0], found.prior.noise[:, 0])
 
 
 def _prepare(measurements: Measurements, limit: int, *, common: bool) -> Located:

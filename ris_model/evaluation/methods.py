@@ -80,6 +80,8 @@ def load_tools(path: Path | str, plan: Plan | None = None) -> Tools:
 def list_methods(tools: Tools, *, sources: int) -> dict[str, Method]:
     """Name -> method; `sources` is told only to those whose name says that K is known."""
     known = replace(tools.plan, limit=sources, threshold=-math.inf)
+    world = tools.config.scenario
+    moved = replace(tools.plan, reach=world.position_error * world.wavelength / 2)
 
     def refine(*, network: bool, plan: Plan | None = None) -> Method:
         def method(batch: Batch) -> Answer:
@@ -103,6 +105,8 @@ def list_methods(tools: Tools, *, sources: int) -> dict[str, Method]:
         methods["network + fit, K known"] = refine(network=True, plan=known)
     methods["image + fit"] = refine(network=False)
     methods["image + fit, K known"] = refine(network=False, plan=known)
+    if world.position_error:
+        methods["image + fit, calibrated"] = refine(network=False, plan=moved)
     methods["ML, K known"] = _ask_reference(tools, sources)
     methods["MUSIC, K known"] = _ask_spectrum(tools, "music")
     methods["MVDR, K known"] = _ask_spectrum(tools, "mvdr")

@@ -185,6 +185,10 @@ def test_commands_on_a_checkpoint(checkpoint, tmp_path):
         (["evaluate", "CKPT", "--snr", "x"], "--snr is 'x'; give numbers separated by commas"),
         (["evaluate", "CKPT", "--sources", "3"], "--sources is '3'; give whole numbers from 1 to"),
         (["evaluate", "CKPT", "--scenes", "0"], "--scenes is 0; give a whole number from 1"),
+        (
+            ["predict", "CKPT", "nothing.npz", "--position-error", "2"],
+            "--position-error is 2; give a number from 0 to 1",
+        ),
         (["predict", "CKPT", "nothing.npz"], "there is no file nothing.npz; give an npz"),
     ],
 )
