@@ -15,6 +15,7 @@ import torch
 from ris_model.cells import Cells, lay_cells
 from ris_model.checkpoint import load_model
 from ris_model.config import Config
+from ris_model.covariance import estimate_alternating
 from ris_model.data import Batch
 from ris_model.estimate.field import lay_out_batch
 from ris_model.estimate.guess import guess_by_detection, guess_by_image
@@ -109,6 +110,7 @@ def list_methods(tools: Tools, *, sources: int) -> dict[str, Method]:
         methods["image + fit, calibrated"] = refine(network=False, plan=moved)
     methods["ML, K known"] = _ask_reference(tools, sources)
     methods["MUSIC, K known"] = _ask_spectrum(tools, "music")
+    methods["MUSIC on ALS, K known"] = _ask_alternating(tools, sources)
     methods["MVDR, K known"] = _ask_spectrum(tools, "mvdr")
     methods["MUSIC on R_true"] = _ask_ceiling(tools)
     return methods
@@ -130,6 +132,17 @@ def _ask_spectrum(tools: Tools, kind: Kind) -> Method:
 
     def method(batch: Batch) -> Answer:
         found = scan(batch.r_samp, tools.config.scenario, kind=kind, count=batch.count)
+        return Answer(found.points, found.count)
+
+    return method
+
+
+def _ask_alternating(tools: Tools, sources: int) -> Method:
+    """MUSIC on the covariance of rank K by alternating least squares."""
+
+    def method(batch: Batch) -> Answer:
+        r = estimate_alternating(batch.y, batch.h, codes=batch.codes, sources=sources)
+        found = scan(r, tools.config.scenario, kind="music", count=batch.count)
         return Answer(found.points, found.count)
 
     return method
