@@ -46,6 +46,11 @@ class Cells:
         plane, row, column = torch.meshgrid(*axes, indexing="ij")
         return torch.stack((column.flatten(), row.flatten(), plane.flatten()), dim=-1).to(like)
 
+    def list_places(self, like: torch.Tensor) -> torch.Tensor:
+        """(u_x, u_y, 1/r) of every cell, [G, 3], in the dtype and on the device of `like`."""
+        coordinates = self.list_coordinates(like)
+        return coordinates * like.new_tensor(self.step) + like.new_tensor(self.start)
+
     def locate(self, points: torch.Tensor) -> torch.Tensor:
         """Coordinates of (phi, theta, r) points, [..., 3] from [..., 3] in rad, rad, m."""
         u = point_direction(points[..., 0], points[..., 1])

@@ -101,9 +101,79 @@ def list_codes(scenario: Scenario) -> torch.Tensor:
     v = torch.arange(scenario.rows).repeat_interleave(scenario.columns)
     p, q = beam[:, None] // pool, beam[:, None] % pool
     turns_LN = (p * h + q * v).to(torch.float64) / pool
-    levels = 2**scenario.code_bits
-    phase_LN = 2.0 * math.pi * (turns_LN * levels).round() / levels
-    return torch.polar(torch.ones_like(phase_LN), phase_LN)
+    return _show_phases(turns_LN, scenario.code_bits)
+
+
+def draw_codes(rng: np.random.Generator, scenario: Scenario, *, count: int) -> torch.Tensor:
+    """Draw the codes that each scene's receiver knows of, by the codebook of the scenario.
+
+    Returns:
+        [B, L, N] complex128, unit modulus.
+    """
+    if scenario.codebook == "dft":
+        return list_codes(scenario).repeat(count, 1, 1)
+    turns = torch.from_numpy(rng.random((count, scenario.snapshots, scenario.elements)))
+    return _show_phases(turns, scenario.code_bits)
+
+
+def disturb_codes(
+    rng: np.random.Generator,
+    codes: torch.Tensor,
+    scenario: Scenario,
+) -> torch.Tensor:
+    """Return what the surface shows when it is told `codes`: c (1 + e_a) exp(j e_p), or nothing.
+
+    The receiver is not told. e_a and e_p are normal, an element fails with the probability
+    `code_dropout`, anew in each snapshot.
+    """
+    if not (scenario.code_phase_error or scenario.code_amplitude_error or scenario.code_dropout):
+        return codes
+    shape = tuple(codes.shape)
+    phase = scenario.code_phase_error * torch.from_numpy(rng.standard_normal(shape))
+    gain = 1.0 + scenario.code_amplitude_error * torch.from_numpy(rng.standard_normal(shape))
+    works = torch.from_numpy(rng.random(shape)) >= scenario.code_dropout
+    return codes * torch.polar(gain * works, phase)
+
+
+def disturb_channel(
+    rng: np.random.Generator,
+    h: torch.Tensor,
+    *,
+    error_db: float | None,
+) -> torch.Tensor:
+    """Return what the receiver takes for the channel: H + E, ||E||^2 / ||H||^2 = 10^(error/10).
+
+    Args:
+        rng: source of randomness.
+        h: [B, M, N] true channel.
+        error_db: dB, in the mean over draws; None for no error.
+    """
+    if error_db is None:
+        return h
+    level = h.abs().square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    error: torch.Tensor = 10.0 ** (error_db / 20.0) * level * draw_normal(rng, tuple(h.shape))
+    return h + error
+
+
+def disturb_positions(rng: np.random.Generator, scenario: Scenario, *, count: int) -> torch.Tensor:
+    """Place the elements where they really are, uniform around their nominal places.
+
+    Returns:
+        [N, 2] nominal without an error, else [B, N, 2], metres, float64.
+    """
+    nominal = place_elements(scenario)
+    if not scenario.position_error:
+        return nominal
+    reach = scenario.position_error * scenario.wavelength / 2
+    shape = (count, scenario.elements, 2)
+    return nominal + draw_uniform(rng, shape, low=-reach, high=reach)
+
+
+def _show_phases(turns: torch.Tensor, bits: int | None) -> torch.Tensor:
+    """exp(j 2 pi turns), the phase rounded to 2^bits levels, or not."""
+    if bits is not None:
+        turns = (turns * 2**bits).round() / 2**bits
+    return torch.polar(torch.ones_like(turns), 2.0 * math.pi * turns)
 
 
 def draw_symbols(
@@ -111,7 +181,7 @@ def draw_symbols(
     power: torch.Tensor,
     *,
     snapshots: int,
-    coherent: bool,
+    coherent: bool | torch.Tensor,
 ) -> torch.Tensor:
     """Draw the symbols s_l ~ CN(0, P), new in every snapshot, or one for all when coherent.
 
@@ -119,13 +189,17 @@ def draw_symbols(
         rng: source of randomness.
         power: [B, K], 0 in the empty slots.
         snapshots: L.
-        coherent: True makes the sources fully coherent in time (rank 1 over the snapshots).
+        coherent: True makes the sources fully coherent in time (rank 1 over the snapshots); or
+            [B] bool, scene by scene.
 
     Returns:
         [B, L, K] complex128.
     """
     count, slots = power.shape
-    s_BLK = draw_normal(rng, (count, 1 if coherent else snapshots, slots))
+    once = coherent is True
+    s_BLK = draw_normal(rng, (count, 1 if once else snapshots, slots))
+    if isinstance(coherent, torch.Tensor):
+        s_BLK = torch.where(coherent[:, None, None], s_BLK[:, :1], s_BLK)
     return (s_BLK * power.sqrt()[:, None, :]).expand(count, snapshots, slots).clone()
 
 

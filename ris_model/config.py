@@ -9,6 +9,8 @@ from typing import Literal
 Steering = Literal["exact", "second-order"]
 Split = Literal["train", "val", "test"]
 Profile = Literal["incident", "sound"]
+Codebook = Literal["dft", "random"]
+PowerLaw = Literal["path-loss", "equal"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -33,10 +35,23 @@ class Scenario:
     rician_min: float = -10.0  # dB, line of sight over scatter, both of the same Frobenius norm
     rician_max: float = 5.0  # dB
     code_pool: int = 8  # DFT beams per axis that the codes are taken from
-    code_bits: int = 3  # phase quantisation of the surface
+    code_bits: int | None = 3  # phase quantisation of the surface; None for continuous phases
     gain: float = 1000.0  # on the path amplitude wavelength / (4 pi r), for scale only
     coherent: bool = False  # one symbol for all snapshots instead of one per snapshot
     steering: Steering = "exact"
+    # the same DFT beams in every scene, or phases drawn anew in every scene
+    codebook: Codebook = "dft"
+    power_law: PowerLaw = "path-loss"  # "equal": amplitude `gain` wherever the source is
+    power_spread: float = 0.0  # dB, near-far: every source is weakened by 0 to this, uniform in dB
+    spread_share: float = 1.0  # share of the scenes that have the spread
+    coherent_share: float = 0.0  # share of scenes whose sources are coherent; 1 as `coherent`
+    correlation_max: float = 1.0  # sources of a scene keep |<a_i, a_k>| below this
+    # What the receiver does not know. Labels and the receiver keep the nominal surface.
+    position_error: float = 0.0  # elements are moved by up to this in x and y, half wavelengths
+    code_phase_error: float = 0.0  # rad, standard deviation of the phases really shown
+    code_amplitude_error: float = 0.0  # standard deviation of the modulus really shown
+    code_dropout: float = 0.0  # probability that an element reflects nothing in a snapshot
+    channel_error: float | None = None  # dB, of the receiver's channel over the true one
 
     @property
     def elements(self) -> int:
@@ -155,9 +170,9 @@ SOUND_WEIGHTS = LossWeights(
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Batches and the optimiser."""
+    """Batches, the optimiser, and when to look, to save and to stop."""
 
-    batch_size: int
+    batch_size: int  # scenes per step, over all processes
     learning_rate: float = 3e-4  # of the backbone
     head_factor: float = 4.0  # the head learns this much faster
     weight_decay: float = 1e-4
@@ -167,11 +182,30 @@ class Training:
     train_scenes: int = 100_000
     val_scenes: int = 10_000
     test_scenes: int = 10_000
+    clip: float = 1.0  # largest norm of all gradients together
+    average_decay: float = 0.99  # of the moving average of the parameters; rises from 1/10
+    epoch_scenes: int = 6400  # an epoch ends with a validation and a checkpoint
+    validation_scenes: int = 512  # looked at after each epoch, always the same
+    patience: int = 15  # epochs without a better validation loss before the run ends
+    skip_limit: int = 30  # skipped steps in a row before the run ends; FP16 needs 16 for its scale
+    # What is trained on beyond what the scenario has; the fields of the same names there.
+    power_spread: float = 0.0  # dB
+    spread_share: float = 1.0
+    coherent_share: float = 0.0
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, self.epoch_scenes // self.batch_size)
+
+    def count_scenes(self, split: Split) -> int:
+        """Scenes that the split holds."""
+        scenes = {"train": self.train_scenes, "val": self.val_scenes, "test": self.test_scenes}
+        return scenes[split]
 
     def count_batches(self, split: Split) -> int:
         """Whole batches that the split holds."""
-        scenes = {"train": self.train_scenes, "val": self.val_scenes, "test": self.test_scenes}
-        return scenes[split] // self.batch_size
+        return self.count_scenes(split) // self.batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +218,23 @@ class Config:
     training: Training
     covariance: CovarianceForm = field(default_factory=CovarianceForm)
     weights: LossWeights = field(default_factory=LossWeights)
+
+    @property
+    def training_scenario(self) -> Scenario:
+        """The world of the training and validation scenes: harder where `training` says so."""
+        extra = self.training
+        if not (extra.power_spread or extra.coherent_share):
+            return self.scenario
+        return replace(
+            self.scenario,
+            power_spread=extra.power_spread,
+            spread_share=extra.spread_share,
+            coherent_share=extra.coherent_share,
+        )
+
+    def choose_scenario(self, split: Split) -> Scenario:
+        """The world of a split."""
+        return self.scenario if split == "test" else self.training_scenario
 
 
 PRESETS: dict[str, Config] = {
@@ -202,7 +253,7 @@ PRESETS: dict[str, Config] = {
         ),
         network=NetworkSize(width=32, layers=1, heads=2, feedforward=64, grid=9),
         detector=DetectorSize(columns=9, rows=7, planes=4, channels=8, blocks=1),
-        training=Training(batch_size=8),
+        training=Training(batch_size=8, epoch_scenes=800, validation_scenes=128),
         covariance=CovarianceForm(align_loading=1e-1),
     ),
     "small": Config(
@@ -212,14 +263,19 @@ PRESETS: dict[str, Config] = {
             antennas=8,
             snapshots=16,
             sources=2,
-            range_min=0.3,
+            range_min=0.5,
             range_max=3.0,
             snr_min=0.0,
             snr_max=20.0,
+            codebook="random",
+            power_law="equal",
+            correlation_max=0.5,
         ),
         network=NetworkSize(width=128, layers=3, heads=4, feedforward=256, grid=21),
-        detector=DetectorSize(columns=14, rows=9, planes=8, channels=32, blocks=4),
-        training=Training(batch_size=64),
+        detector=DetectorSize(columns=14, rows=9, planes=5, channels=32, blocks=4),
+        # no coherent pairs: in these images they are one source, and teaching that they are two
+        # makes the network doubt every single one
+        training=Training(batch_size=64, steps=1800, power_spread=10.0, spread_share=0.25),
         covariance=CovarianceForm(align_loading=1e-2),
     ),
     "full": Config(
@@ -244,7 +300,7 @@ PRESETS: dict[str, Config] = {
             ridges=(0.1,),
             illuminated=False,  # 2 N^2 G multiplications per image and scene are too many here
         ),
-        training=Training(batch_size=64),
+        training=Training(batch_size=64, steps=20_000, epoch_scenes=32_000),
     ),
 }
 

@@ -5,6 +5,7 @@ Shapes: B scenes, L snapshots, M antennas, N elements, K source slots.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ris_model.config import CovarianceForm
@@ -12,6 +13,8 @@ from ris_model.linalg import hermitise, sqrt_or_zero
 
 # Keeps the scaling finite at an all-zero matrix; every real trace is far above it.
 _LEAST_TRACE = 1e-12
+# Ridge of the alternating least squares, over the mean of the diagonal.
+_RIDGE = 1e-2
 
 
 def read_trace(r: torch.Tensor) -> torch.Tensor:
@@ -62,6 +65,56 @@ def estimate_samples(
     z_BML = torch.linalg.solve(gram_BMM + alpha * eye, y.mT)
     x_BLN = codes.conj() * (h.mH @ z_BML).mT
     return scale_trace(hermitise(x_BLN.mT @ x_BLN.conj()), side)
+
+
+def estimate_alternating(
+    y: torch.Tensor,
+    h: torch.Tensor,
+    *,
+    codes: torch.Tensor,
+    sources: int,
+    rounds: int = 10,
+) -> torch.Tensor:
+    """Sample covariance F (sum_l s_l s_l^H / L) F^H of rank K by alternating least squares.
+
+    y_l ~ H diag(c_l) F s_l; s_l given F, then F given all s_l, each with a ridge. F is free: no
+    steering vectors. K (N + L - K) unknowns have L M equations, so K = 1 is determined with 16
+    snapshots of 8 antennas and 36 elements, and K = 2 is too, just; 144 elements need more.
+
+    Args:
+        y: [B, L, M] snapshots.
+        h: [B, M, N] channel.
+        codes: [B, L, N] unit-modulus codes.
+        sources: K, the rank.
+        rounds: of the alternation.
+
+    Returns:
+        [B, N, N] complex at trace N.
+    """
+    side = h.shape[-1]
+    phi_BLMN = h[:, None] * codes[:, :, None]
+    stacked = phi_BLMN.flatten(1, 2)
+    cross_BLMLM = (stacked @ stacked.mH).unflatten(-1, y.shape[1:]).unflatten(1, y.shape[1:])
+    _, vectors = torch.linalg.eigh(estimate_samples(y, h, codes=codes))
+    f_BNK = vectors[..., -sources:]
+    for _ in range(rounds):
+        g_BLMK = phi_BLMN @ f_BNK[:, None]
+        gram = hermitise(g_BLMK.mH @ g_BLMK)
+        s_BLK = torch.linalg.solve(_ridge(gram), g_BLMK.mH @ y[..., None])[..., 0]
+        weight = (s_BLK @ s_BLK.mH)[:, :, None, :, None]
+        kernel = (cross_BLMLM * weight).flatten(3, 4).flatten(1, 2)
+        z = torch.linalg.solve(_ridge(hermitise(kernel)), y.flatten(1)[..., None])
+        z_BLM = z[..., 0].unflatten(-1, y.shape[1:])
+        back_BLN = (phi_BLMN.mH @ z_BLM[..., None])[..., 0]
+        f_BNK = back_BLN.mT @ s_BLK.conj()
+    return scale_trace(hermitise(f_BNK @ (s_BLK.mT @ s_BLK.conj()) @ f_BNK.mH), side)
+
+
+def _ridge(gram: torch.Tensor) -> torch.Tensor:
+    """Load a Gram matrix by a share of the mean of its diagonal."""
+    side = gram.shape[-1]
+    eye = torch.eye(side, dtype=gram.dtype, device=gram.device)
+    return gram + (_RIDGE * read_trace(gram) / side).clamp_min(_LEAST_TRACE) * eye
 
 
 def retract(factors: torch.Tensor) -> torch.Tensor:
@@ -177,3 +230,51 @@ def form_effective(
     load = form.loading / (1 + form.loading)
     amount = choose_shrinkage(snr_db, form)
     return shrink(r, amount + load - amount * load)
+
+
+def form_hybrid(
+    r: torch.Tensor,
+    r_samp: torch.Tensor,
+    snr_db: torch.Tensor,
+    *,
+    form: CovarianceForm,
+) -> torch.Tensor:
+    """Hermitise, scale to trace N, blend with the samples, load and shrink: all in one.
+
+    What the losses do step by step, for an R of any scale; `form_hybrid_array` is its twin.
+
+    Args:
+        r: [B, N, N] at any positive trace.
+        r_samp: [B, N, N] sample covariance, at any positive trace.
+        snr_db: [B] dB.
+        form: share of the samples, loading, law of the shrinkage.
+
+    Returns:
+        [B, N, N] at trace N, full rank.
+    """
+    scaled = scale_trace(hermitise(r), r.shape[-1])
+    blended = hermitise(form_blend(scaled, hermitise(r_samp), blend=form.blend))
+    return form_effective(blended, snr_db, form=form)
+
+
+def form_hybrid_array(
+    r: np.ndarray,
+    r_samp: np.ndarray,
+    snr_db: np.ndarray,
+    *,
+    form: CovarianceForm,
+) -> np.ndarray:
+    """Form the same in numpy, in double precision, each step by itself; see `form_hybrid`."""
+    side = r.shape[-1]
+    eye = np.eye(side)
+
+    def scale(x: np.ndarray) -> np.ndarray:
+        x = (x + np.swapaxes(x.conj(), -1, -2)) / 2
+        trace = np.trace(x, axis1=-2, axis2=-1).real[..., None, None]
+        return np.asarray(side * x / np.maximum(trace, _LEAST_TRACE))
+
+    blended = scale((1 - form.blend) * scale(r) + form.blend * scale(r_samp))
+    loaded = scale(blended + form.loading * eye)
+    amount = form.shrink_base * 10.0 ** (-np.asarray(snr_db, dtype=np.float64) / 20.0)
+    a = np.clip(amount, form.shrink_min, form.shrink_max)[..., None, None]
+    return np.asarray((1 - a) * loaded + a * eye)

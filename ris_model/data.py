@@ -12,10 +12,13 @@ import torch
 
 from ris_model.channel import (
     add_noise,
+    disturb_channel,
+    disturb_codes,
+    disturb_positions,
     draw_channel,
+    draw_codes,
     draw_symbols,
     draw_uniform,
-    list_codes,
     observe,
 )
 from ris_model.config import SPLITS, Scenario, Split
@@ -24,6 +27,8 @@ from ris_model.geometry import place_elements, steer
 
 # Where the empty slots point: anything that can be steered to; no term reads it.
 _EMPTY_RANGE = 1.0
+# How often sources that are too close are drawn again.
+_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +83,37 @@ def seed_batch(seed: int, split: Split, index: int) -> np.random.Generator:
 def draw_batch(scenario: Scenario, *, seed: int, split: Split, index: int, size: int) -> Batch:
     """Make batch `index` of `split`: float32 / complex64, computed in double precision.
 
-    y_l = H diag(c_l) A s_l + n_l, with a source's amplitude gain * wavelength / (4 pi r).
+    y_l = H diag(c_l) A s_l + n_l, with a source's amplitude gain * wavelength / (4 pi r), or
+    `gain` wherever it is. `h` and `codes` are what the receiver takes them for; y is made with
+    the true ones, `r_true` and `ptr` belong to the nominal surface.
+
+    Raises:
+        ValueError: where no sources can be drawn that keep the scenario's correlation.
     """
     rng = seed_batch(seed, split, index)
+    (extra,) = rng.spawn(1)  # of the options: without them every draw is as it always was
     count = torch.from_numpy(rng.integers(1, scenario.sources + 1, size))
-    points = _draw_points(rng, scenario, size=size)
     active = torch.arange(scenario.sources) < count[:, None]
-    amplitude = scenario.gain * scenario.wavelength / (4 * np.pi * points[..., 2])
-    power = torch.where(active, amplitude.square(), 0.0)
+    points = _part_points(extra, _draw_points(rng, scenario, size=size), active, scenario)
     snr_db = draw_uniform(rng, (size,), low=scenario.snr_min, high=scenario.snr_max)
+    power = torch.where(active, _choose_power(extra, points, scenario), 0.0)
     h = draw_channel(rng, scenario, count=size)
-    codes = list_codes(scenario).repeat(size, 1, 1)
-    symbols = draw_symbols(rng, power, snapshots=scenario.snapshots, coherent=scenario.coherent)
-    a_BKN = steer(
-        place_elements(scenario),
-        points,
-        wavenumber=scenario.wavenumber,
-        model=scenario.steering,
+    codes = draw_codes(extra, scenario, count=size)
+    shown = disturb_codes(extra, codes, scenario)
+    symbols = draw_symbols(
+        rng,
+        power,
+        snapshots=scenario.snapshots,
+        coherent=_choose_coherent(extra, scenario, size=size),
     )
-    clean = observe(h, codes, steering=a_BKN, symbols=symbols)
+    positions = disturb_positions(extra, scenario, count=size)
+    a_BKN = _steer(positions, points, scenario)
+    clean = observe(h, shown, steering=a_BKN, symbols=symbols)
     y, variance = add_noise(rng, clean, snr_db=snr_db)
+    known = disturb_channel(extra, h, error_db=scenario.channel_error)
     batch = Batch(
         y=y,
-        h=h,
+        h=known,
         codes=codes,
         ptr=torch.where(active[..., None], points, 0.0).mT.flatten(1),
         count=count,
@@ -108,9 +121,9 @@ def draw_batch(scenario: Scenario, *, seed: int, split: Split, index: int, size:
         symbols=symbols,
         noise_variance=variance,
         snr_db=snr_db,
-        source_snr_db=_measure_sources(h, codes, a_BKN, symbols) - _decibel(variance)[:, None],
-        r_true=form_true(a_BKN, power),
-        r_samp=estimate_samples(y, h, codes=codes),
+        source_snr_db=_measure_sources(h, shown, a_BKN, symbols) - _decibel(variance)[:, None],
+        r_true=form_true(_steer(place_elements(scenario), points, scenario), power),
+        r_samp=estimate_samples(y, known, codes=codes),
     )
     return _round_to_single(batch)
 
@@ -132,6 +145,69 @@ def _draw_points(rng: np.random.Generator, scenario: Scenario, *, size: int) -> 
         ),
         dim=-1,
     )
+
+
+def _steer(positions: torch.Tensor, points: torch.Tensor, scenario: Scenario) -> torch.Tensor:
+    """Steering vectors [B, K, N] of a scenario's wave."""
+    return steer(positions, points, wavenumber=scenario.wavenumber, model=scenario.steering)
+
+
+def _part_points(
+    rng: np.random.Generator,
+    points: torch.Tensor,
+    active: torch.Tensor,
+    scenario: Scenario,
+) -> torch.Tensor:
+    """Redraw the points of a scene until |<a_i, a_k>| < correlation_max for all its sources."""
+    if scenario.correlation_max >= 1.0:
+        return points
+    positions = place_elements(scenario)
+    points = points.clone()
+    close = torch.arange(len(points))
+    for _ in range(_TRIES):
+        a_BKN = _steer(positions, points[close], scenario) * active[close][..., None]
+        gram = (a_BKN.conj() @ a_BKN.mT).abs()
+        gram.diagonal(dim1=-2, dim2=-1).zero_()
+        close = close[gram.amax((-2, -1)) >= scenario.correlation_max]
+        if not len(close):
+            return points
+        points[close] = _draw_points(rng, scenario, size=len(close))
+    msg = (
+        f"{scenario.sources} sources with correlations below {scenario.correlation_max:g} were "
+        f"not found in {_TRIES} draws; raise correlation_max or have fewer sources"
+    )
+    raise ValueError(msg)
+
+
+def _choose_power(
+    rng: np.random.Generator,
+    points: torch.Tensor,
+    scenario: Scenario,
+) -> torch.Tensor:
+    """Power of each source at the surface, [B, K]."""
+    if scenario.power_law == "equal":
+        power = torch.full_like(points[..., 2], scenario.gain**2)
+    else:
+        amplitude = scenario.gain * scenario.wavelength / (4 * np.pi * points[..., 2])
+        power = amplitude.square()
+    if not scenario.power_spread:
+        return power
+    shape = tuple(power.shape)
+    weaker = draw_uniform(rng, shape, low=-scenario.power_spread, high=0.0)
+    chosen = torch.from_numpy(rng.random(len(power)) < scenario.spread_share)[:, None]
+    return power * torch.where(chosen, 10.0 ** (weaker / 10.0), 1.0)
+
+
+def _choose_coherent(
+    rng: np.random.Generator,
+    scenario: Scenario,
+    *,
+    size: int,
+) -> bool | torch.Tensor:
+    """Whether all scenes are coherent, or [B] which."""
+    if scenario.coherent or not scenario.coherent_share:
+        return scenario.coherent
+    return torch.from_numpy(rng.random(size) < scenario.coherent_share)
 
 
 def _decibel(power: torch.Tensor) -> torch.Tensor:

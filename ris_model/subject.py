@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from ris_model.checkpoint import NETWORKS
 from ris_model.config import Config, Profile, apply_profile, choose_preset
 from ris_model.data import Batch, draw_batch
 from ris_model.losses import Objective, SoundObjective
@@ -23,8 +24,8 @@ AMP_DTYPES: dict[str, torch.dtype | None] = {
 }
 # Profile -> its network and its objective.
 PROFILES: dict[str, tuple[type[Localiser | Detector], type[Objective]]] = {
-    "incident": (Localiser, Objective),
-    "sound": (Detector, SoundObjective),
+    "incident": (NETWORKS["incident"], Objective),
+    "sound": (NETWORKS["sound"], SoundObjective),
 }
 # Of the sound profile under FP16. Its gradients are of order 1 to 10 at first: no step is lost to
 # finding a scale, and a gradient of 1e-7 is still above what FP16 flushes to zero.
@@ -69,32 +70,54 @@ def build(
     Raises:
         ValueError: for an option that is not known, with what would be.
     """
-    if profile not in PROFILES:
-        msg = f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}"
-        raise ValueError(msg)
-    config = apply_profile(choose_preset(preset), cast("Profile", profile))
-    network, objective_of = PROFILES[profile]
-    precision = _choose_precision(amp)
+    config = choose_config(profile, preset)
     root = _read_whole("seed", seed, least=0, most=_GREATEST_SEED)
     if batch_size is not None:
         size = _read_whole("batch_size", batch_size, most=config.training.train_scenes, least=1)
         config = replace(config, training=replace(config.training, batch_size=size))
+    return assemble(config, cast("Profile", profile), seed=root, amp=amp)
+
+
+def choose_config(profile: str, preset: str) -> Config:
+    """Return the configuration of a profile at a preset's size; a ValueError for unknown ones."""
+    if profile not in PROFILES:
+        msg = f"there is no profile {profile!r}; choose one of {', '.join(PROFILES)}"
+        raise ValueError(msg)
+    return apply_profile(choose_preset(preset), cast("Profile", profile))
+
+
+def assemble(
+    config: Config,
+    profile: Profile,
+    *,
+    seed: int,
+    amp: str = "off",
+    device: str | torch.device = "cpu",
+) -> Subject:
+    """Put a configuration together: network, objective, optimizer and what belongs to them.
+
+    Raises:
+        ValueError: for an unknown precision.
+    """
+    network, objective_of = PROFILES[profile]
+    precision = _choose_precision(amp)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(root)
-        model = network(config)
+        torch.manual_seed(seed)
+        model = network(config).to(device)
     objective = objective_of(config)
     optimizer = _make_optimizer(model, config)
+    kind = torch.device(device).type
     return Subject(
         model=model,
-        batches=_number_batches(config, seed=root),
+        batches=_number_batches(config, seed=seed),
         loss_fn=_compose_loss(objective, precision),
         name=f"ris:{profile}",
-        seed=root,
+        seed=seed,
         optimizer=optimizer,
         weights=objective.list_weights,
         reweight=objective.reweight,
         configured=asdict(config.weights),
-        scaler=_make_scaler(profile) if precision is torch.float16 else None,
+        scaler=_make_scaler(profile, kind) if precision is torch.float16 else None,
         scheduler=plan_rate(optimizer, config.training) if profile == "sound" else None,
     )
 
@@ -150,7 +173,8 @@ def _number_batches(config: Config, *, seed: int) -> Callable[[int], Batch]:
         if not 0 <= index < available:
             msg = f"there is no batch {index}; the training split has batches 0 to {available - 1}"
             raise IndexError(msg)
-        return draw_batch(config.scenario, seed=seed, split="train", index=index, size=size)
+        world = config.training_scenario
+        return draw_batch(world, seed=seed, split="train", index=index, size=size)
 
     return draw
 
@@ -167,11 +191,11 @@ def _compose_loss(objective: Objective, precision: torch.dtype | None) -> LossFn
     return loss_fn
 
 
-def _make_scaler(profile: str) -> torch.amp.GradScaler:
+def _make_scaler(profile: str, device: str) -> torch.amp.GradScaler:
     """Scaler of the FP16 network; the incident has torch's own first scale, 65536."""
     if profile == "incident":
-        return torch.amp.GradScaler("cpu")
-    return torch.amp.GradScaler("cpu", init_scale=_FIRST_SCALE)
+        return torch.amp.GradScaler(device)
+    return torch.amp.GradScaler(device, init_scale=_FIRST_SCALE)
 
 
 def _make_optimizer(model: Localiser | Detector, config: Config) -> torch.optim.Optimizer:

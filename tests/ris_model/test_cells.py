@@ -8,6 +8,7 @@ import torch
 from ris_model.cells import Cells, lay_cells
 from ris_model.config import PRESETS
 from ris_model.data import draw_batch
+from ris_model.geometry import place_points
 
 SMALL = PRESETS["small"]
 CELLS = lay_cells(SMALL.scenario, SMALL.detector)
@@ -37,7 +38,7 @@ def test_corners_stand_at_the_limits():
     """The first and the last cell in direction cosines and inverse range."""
     listed = CELLS.list_coordinates(torch.zeros((), dtype=torch.float64))
     place = listed * torch.tensor(CELLS.step) + torch.tensor(CELLS.start)
-    edge = torch.tensor([math.sin(math.pi / 3), 0.5, 1 / 0.3], dtype=torch.float64)
+    edge = torch.tensor([math.sin(math.pi / 3), 0.5, 1 / 0.5], dtype=torch.float64)
     assert torch.allclose(place[-1], edge, atol=1e-6)
     assert torch.allclose(place[0], torch.tensor([-edge[0], -0.5, 1 / 3]).double(), atol=1e-6)
     assert len(listed) == CELLS.total == SMALL.detector.cells
@@ -100,3 +101,14 @@ def test_peaks_keep_out_of_each_other_s_shadow():
     wanted = TINY.flatten(torch.tensor([[4.0, 3.0, 1.0], [8.0, 6.0, 1.0]]))
     assert torch.equal(TINY.pick_peaks(heat, 2)[0], wanted)
     assert len(set(TINY.pick_peaks(torch.zeros(1, 252), 5)[0].tolist())) == 5
+
+
+def test_listed_places_are_those_of_the_coordinates():
+    """Steps from the start."""
+    like = torch.zeros((), dtype=torch.float64)
+    places = CELLS.list_places(like)
+    assert places[0].tolist() == pytest.approx(list(CELLS.start))
+    assert torch.allclose(places[1] - places[0], like.new_tensor((CELLS.step[0], 0.0, 0.0)))
+    exist = places[:, :2].square().sum(-1) < 0.9  # the corners belong to no direction
+    there = place_points(CELLS.resolve(CELLS.list_coordinates(like)))
+    assert torch.allclose(there[exist], places[exist])

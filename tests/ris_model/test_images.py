@@ -112,7 +112,7 @@ def test_image_of_one_source_peaks_on_it():
     images, levels = Imaging(scenario, PRESETS["small"].detector, cells)(
         batch.y, batch.h, batch.codes
     )
-    assert images.shape == (16, 5, 8, 9, 14)
+    assert images.shape == (16, 5, 5, 9, 14)
     assert levels.shape == (16, 10)
     best = images[:, 4].flatten(1).argmax(-1)
     miss = cells.list_coordinates(images)[best] - cells.locate(batch.points[:, 0])

@@ -1,4 +1,4 @@
-"""Training: the safe step. Gradients are checked as they are, never cleaned first."""
+"""Step: one safe training step. Gradients are checked as they are, never cleaned first."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ris_model.config import Training
-
-Reason = Literal["", "loss not finite", "gradients not finite", "gradients vanished"]
+Reason = Literal[
+    "",
+    "loss not finite",
+    "gradients not finite",
+    "gradients vanished",
+    "another process skips",
+]
 
 # Below this norm of all gradients together the loss does not reach the parameters.
 _LEAST_NORM = 1e-12
@@ -60,7 +64,14 @@ class StepOutcome:
     reason: Reason  # why no step was made
 
 
-def safe_step(subject: Trainable, batch: Any, *, clip: float = 1.0) -> StepOutcome:
+def safe_step(
+    subject: Trainable,
+    batch: Any,
+    *,
+    clip: float = 1.0,
+    agree: Callable[[bool], bool] | None = None,
+    through: nn.Module | None = None,
+) -> StepOutcome:
     """Make one training step, or skip it and say why.
 
     Forward and loss as the subject composes them, backward of the scaled loss, unscale once, norm
@@ -71,13 +82,16 @@ def safe_step(subject: Trainable, batch: Any, *, clip: float = 1.0) -> StepOutco
         subject: model, loss and what belongs to a step.
         batch: what its `loss_fn` takes.
         clip: largest norm of all gradients together.
+        agree: told whether this process skips, answers whether some process does; all of them
+            then skip together.
+        through: a wrapper of the model that the forward goes through; the model itself without.
 
     Returns:
         What happened.
     """
     optimizer, scaler = subject.optimizer, subject.scaler
     optimizer.zero_grad(set_to_none=True)
-    terms = subject.loss_fn(subject.model, batch)
+    terms = subject.loss_fn(subject.model if through is None else through, batch)
     total = torch.stack(list(terms.values())).sum()
     (total if scaler is None else scaler.scale(total)).backward()
     if scaler is not None:
@@ -89,6 +103,8 @@ def safe_step(subject: Trainable, batch: Any, *, clip: float = 1.0) -> StepOutco
     loss = total.item()
     reason = _judge(loss, norms, norm.item())
     found_inf = not all(gradient.isfinite().all() for gradient in gradients) if reason else False
+    if agree is not None and agree(bool(reason)):
+        reason = reason or "another process skips"
     if not reason:
         clip_grads_with_norm_(_list_parameters(optimizer), clip, norm)
         optimizer.step() if scaler is None else scaler.step(optimizer)
@@ -139,21 +155,6 @@ def write_log(outcome: StepOutcome, weights: Mapping[str, float]) -> Iterator[st
         yield "[STEP] Non-finite gradients detected, skipping step and zeroing grads"
     elif outcome.reason:
         yield f"[STEP] {outcome.reason.capitalize()}, skipping step and zeroing grads"
-
-
-def plan_rate(
-    optimizer: torch.optim.Optimizer,
-    training: Training,
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a cosine down to a floor; counted in steps that happened."""
-
-    def share(step: int) -> float:
-        rise = min(1.0, (step + 1) / max(1, training.warmup))
-        done = min(1.0, max(0, step - training.warmup) / max(1, training.steps - training.warmup))
-        floor = training.rate_floor
-        return rise * (floor + (1.0 - floor) * (1.0 + math.cos(math.pi * done)) / 2.0)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def _judge(loss: float, norms: Mapping[str, float], norm: float) -> Reason:

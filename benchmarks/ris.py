@@ -1,0 +1,174 @@
+"""Figures of `docs/ris-model.md`: `python benchmarks/ris.py PART ... --checkpoint DIR`.
+
+    main      every method by K and SNR on the preset `small`, beside the bound
+    robust    the fits and maximum likelihood with known K where the receiver is wrong
+    timing    milliseconds of processor time per scene, with K unknown, over those of the reference
+    bound     medians of sqrt(CRB) of the preset `full` over a nearly scattered channel
+    full      the fit from an image, K = 3 and 5, on the preset `full`
+
+Train the checkpoint with `ris-model train --preset small --out DIR`; without one the rows of the
+network are left out. Set OMP_NUM_THREADS=1 for times that can be compared.
+"""
+
+import argparse
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ris_model.config import PRESETS, apply_profile
+from ris_model.estimate.bound import bound_batch
+from ris_model.evaluation.figures import plot_errors, plot_spectra
+from ris_model.evaluation.methods import Tools, gather_tools, load_tools
+from ris_model.evaluation.table import Request, draw_scenes, evaluate
+from ris_model.evaluation.text import align, describe_scenes, write_median, write_table
+
+FITS = (
+    "network + fit",
+    "network + fit, K known",
+    "image + fit",
+    "image + fit, K known",
+    "image + fit, calibrated",
+    "ML, K known",
+)
+# What the receiver does not know, or what the scenes have that the training had not; and the SNR.
+CASES = {
+    "clean": ({}, 10.0),
+    "1-bit codes": ({"code_bits": 1}, 10.0),
+    "positions 5 %": ({"position_error": 0.05}, 10.0),
+    "positions 5 %, 20 dB": ({"position_error": 0.05}, 20.0),
+    "channel -20 dB": ({"channel_error": -20.0}, 10.0),
+    "channel -20 dB, 20 dB": ({"channel_error": -20.0}, 20.0),
+    "coherent": ({"coherent": True}, 10.0),
+    "power spread 0-10 dB": ({"power_spread": 10.0}, 10.0),
+}
+SCATTERED = {
+    "codebook": "random",
+    "power_law": "equal",
+    "rician_min": -30.0,
+    "rician_max": -20.0,
+}
+
+
+def prepare(checkpoint: Path | None) -> Tools:
+    """Tools of a checkpoint, or of the preset without a network."""
+    if checkpoint is not None:
+        return load_tools(checkpoint)
+    return gather_tools(apply_profile(PRESETS["small"], "sound"))
+
+
+def run_main(options: argparse.Namespace) -> Iterator[str]:
+    """Table by K and SNR, and the figures."""
+    tools = prepare(options.checkpoint)
+    request = Request((0.0, 5.0, 10.0, 20.0), (1, 2), options.scenes, options.slow_scenes)
+    table = evaluate(tools, request)
+    yield describe_scenes(tools.config.scenario)
+    yield ""
+    yield from write_table(table)
+    if options.figures is not None:
+        plot_errors(table, options.figures)
+        (batch, *_) = draw_scenes(tools.config.scenario, sources=2, scenes=1, seed=0)
+        plot_spectra(tools, batch, options.figures)
+
+
+def run_robust(options: argparse.Namespace) -> Iterator[str]:
+    """One line for each case, K and method."""
+    tools = prepare(options.checkpoint)
+    lines = [("case", "K", "method", "phi/theta/r", "> 5 deg", "K right", "err/CRB")]
+    for case, (change, snr) in CASES.items():
+        scenario = replace(tools.config.scenario, **change)
+        changed = replace(tools, config=replace(tools.config, scenario=scenario))
+        request = Request((snr,), (1, 2), options.scenes, options.slow_scenes, FITS)
+        for row in evaluate(changed, request).rows:
+            figures = row.figures
+            rates = (f"{100 * figures.outliers:.1f}", f"{100 * figures.right:.1f}")
+            over = f"{row.over_bound:.3f}"
+            median = write_median(figures.median)
+            lines.append((case, str(row.sources), row.method, median, *rates, over))
+    yield f"{options.scenes} scenes of each, ML {options.slow_scenes}"
+    yield ""
+    yield from align(lines)
+
+
+def run_timing(options: argparse.Namespace) -> Iterator[str]:
+    """Mean over SNR 0 to 20 dB, batches of 64."""
+    tools = prepare(options.checkpoint)
+    request = Request((0.0, 5.0, 10.0, 20.0), (1, 2), 128, 8, FITS)
+    table = evaluate(tools, request)
+    names = list(dict.fromkeys(row.method for row in table.rows))
+    ms = {n: float(np.mean([row.ms for row in table.rows if row.method == n])) for n in names}
+    slow = ms["ML, K known"]
+    lines = [(name, f"{value:.2f}", f"{slow / value:.0f}") for name, value in ms.items()]
+    yield f"{platform.machine()}, {torch.get_num_threads()} threads"
+    yield ""
+    yield from align([("method", "ms per scene", "times faster than ML, K known"), *lines])
+
+
+def run_bound(options: argparse.Namespace) -> Iterator[str]:
+    """Medians of sqrt(CRB) over scenes of `full`."""
+    scenario = replace(PRESETS["full"].scenario, **SCATTERED)
+    lines = [("K", "-5 dB", "5 dB", "20 dB")]
+    for sources in (1, 2, 3, 5):
+        cells = []
+        batches = draw_scenes(
+            replace(scenario, snr_min=5.0, snr_max=5.0),
+            sources=sources,
+            scenes=max(64, options.scenes // sources),
+            seed=0,
+        )
+        sigma = [bound_batch(batch, scenario, sources=sources) for batch in batches]
+        middle = torch.cat(sigma).flatten(0, 1).median(0).values
+        for snr in (-5.0, 5.0, 20.0):
+            phi, theta, r = (middle * 10 ** ((5.0 - snr) / 20.0)).tolist()
+            cells.append(write_median((phi, theta, r)))
+        lines.append((str(sources), *cells))
+    yield describe_scenes(scenario)
+    yield ""
+    yield from align(lines)
+
+
+def run_full(options: argparse.Namespace) -> Iterator[str]:
+    """Misses of sources with many of them, without a network."""
+    config = apply_profile(PRESETS["full"], "sound")
+    scenario = replace(config.scenario, codebook="random", power_law="equal", correlation_max=0.5)
+    tools = gather_tools(replace(config, scenario=scenario))
+    wanted = ("image + fit", "image + fit, K known")
+    request = Request((5.0, 15.0), (3, 5), max(32, options.scenes // 4), 0, wanted)
+    yield describe_scenes(scenario)
+    yield ""
+    yield from write_table(evaluate(tools, request))
+
+
+PARTS = {
+    "main": run_main,
+    "robust": run_robust,
+    "timing": run_timing,
+    "bound": run_bound,
+    "full": run_full,
+}
+
+
+def main() -> None:
+    """Run the parts and print what is to stand in the docs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--scenes", type=int, default=256)
+    parser.add_argument("--slow-scenes", type=int, default=96)
+    parser.add_argument("--figures", type=Path, help="folder for the figures of `main`")
+    options = parser.parse_args()
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown or not min(options.scenes, options.slow_scenes) > 0:
+        parser.error(f"parts are {', '.join(PARTS)}, numbers of scenes at least 1")
+    for part in options.parts or PARTS:
+        print(f"## {part}\n")
+        for line in PARTS[part](options):
+            print(line, flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()

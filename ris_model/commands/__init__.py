@@ -1,0 +1,1 @@
+"""Commands: one module per group of commands; what is heavy is imported when one runs."""

@@ -1,0 +1,1 @@
+"""Estimate: fits on the measurements, their bound, scans and references."""

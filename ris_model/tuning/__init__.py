@@ -1,0 +1,1 @@
+"""Tuning: which numbers are searched, the study that searches them, its pictures."""

@@ -1,0 +1,110 @@
+"""Localise: number and places of sources, with candidates of an image and of a heat map."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ris_model.cells import lay_cells
+from ris_model.config import PRESETS
+from ris_model.estimate.field import lay_out_batch
+from ris_model.estimate.guess import guess_by_detection, guess_by_image
+from ris_model.estimate.localise import Plan, localise
+from ris_model.geometry import name_places, place_points
+from ris_model.images import Imaging
+from ris_model.metrics import score, summarise
+from ris_model.network import Detection
+
+SMALL = PRESETS["small"]
+CELLS = lay_cells(SMALL.scenario, SMALL.detector)
+IMAGING = Imaging(SMALL.scenario, SMALL.detector, CELLS)
+
+
+def locate(batch, plan=None, scenario=SMALL.scenario):
+    """Locate the sources of a batch by its image; return the answer and its summary."""
+    plan = plan or Plan()
+    places = guess_by_image(IMAGING, batch, CELLS, plan.candidates)
+    with torch.inference_mode():
+        answer = localise(lay_out_batch(batch, scenario), places, plan=plan, cells=CELLS)
+    scores = score(
+        batch.points,
+        name_places(answer.places),
+        count=batch.count,
+        found_count=answer.count,
+        snr_db=batch.snr_db,
+    )
+    return answer, summarise(scores)
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_number_and_places_at_10_db(draw_scenes, sources):
+    """K is right in nearly all scenes, and no angle is far off."""
+    batch = draw_scenes(SMALL.scenario, sources=sources, size=96, snr_min=10.0, snr_max=10.0)
+    answer, figures = locate(batch)
+    assert figures.right >= 0.98
+    assert figures.outliers <= 0.02
+    assert math.degrees(figures.median[0]) < 0.7
+    assert not answer.coherent.any()
+    ratio = answer.noise / batch.noise_variance
+    assert ratio.median().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_coherent_sources_are_told_and_found(draw_scenes):
+    """One symbol for all snapshots: the covariance of the snapshots' sources has rank 1."""
+    snr = {"snr_min": 15.0, "snr_max": 15.0}
+    batch = draw_scenes(SMALL.scenario, sources=2, size=64, coherent=True, **snr)
+    answer, figures = locate(batch)
+    assert answer.coherent.float().mean() > 0.9
+    assert figures.outliers <= 0.05
+    _, blind = locate(batch, Plan(coherent=False))
+    assert figures.success > blind.success
+
+
+def test_empty_slots_and_untried_sources_are_marked(draw_scenes):
+    """Slots beyond the count hold no power; the gain of the first source is not asked for."""
+    batch = draw_scenes(SMALL.scenario, sources=1, size=16, snr_min=20.0, snr_max=20.0)
+    answer, _ = locate(batch)
+    assert answer.places.shape == (16, 2, 3)
+    assert (answer.power[answer.count == 1, 1] == 0).all()
+    assert answer.gain[:, 0].isnan().all()
+    assert answer.gain[:, 1].isfinite().all()
+
+
+def test_a_limit_is_kept(draw_scenes):
+    """At most as many sources as are asked for; with no threshold, exactly as many."""
+    batch = draw_scenes(SMALL.scenario, sources=2, size=16, snr_min=20.0, snr_max=20.0)
+    assert locate(batch, Plan(limit=1))[0].count.tolist() == [1] * 16
+    alone = draw_scenes(SMALL.scenario, sources=1, size=16, snr_min=20.0, snr_max=20.0)
+    assert locate(alone, Plan(limit=2, threshold=-math.inf))[0].count.tolist() == [2] * 16
+
+
+def test_three_sources_are_found_one_after_the_other(draw_scenes):
+    """The limit is that of the scenario."""
+    scenario = replace(SMALL.scenario, sources=3, correlation_max=0.3)
+    snr = {"snr_min": 20.0, "snr_max": 20.0}
+    batch = draw_scenes(scenario, sources=3, size=24, **snr)
+    _, figures = locate(batch, scenario=scenario)
+    assert figures.right >= 0.9
+    assert figures.misses <= 0.05
+
+
+def test_hottest_cells_are_the_first_candidates():
+    """Moved by their own offsets."""
+    heat = torch.zeros(2, CELLS.total)
+    heat[0, 17], heat[1, 400] = 5.0, 5.0
+    offsets = torch.full((2, CELLS.total, 3), 0.5)
+    zeros = torch.zeros(2, CELLS.total)
+    detection = Detection(heat, offsets, offsets, zeros, zeros[:, 0], zeros[:, :2])
+    places = guess_by_detection(detection, CELLS, 8)
+    expected = CELLS.list_places(heat)[[17, 400]] + 0.5 * torch.tensor(CELLS.step)
+    assert places.shape == (2, 8, 3)
+    assert torch.allclose(places[:, 0], expected)
+
+
+def test_the_image_shows_the_source_among_its_brightest(draw_scenes):
+    """A candidate lies next to the only source."""
+    batch = draw_scenes(SMALL.scenario, sources=1, size=64, snr_min=10.0, snr_max=10.0)
+    places = guess_by_image(IMAGING, batch, CELLS, 8)
+    gap = (places - place_points(batch.points[:, :1])) / torch.tensor(CELLS.step)
+    assert (gap[..., :2].abs().amax(-1).amin(-1) < 1.0).float().mean() > 0.95
