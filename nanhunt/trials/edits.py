@@ -242,6 +242,7 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
             ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
         ),
     ),
+    (frozenset(["xlogy", "xlog1py"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
     (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
     (
         _DIVISIONS | {"atan2", "hypot", "fmod", "remainder"},

@@ -52,6 +52,7 @@ class Search:
         """Try changes against a culprit until one is proven."""
         dtype, fails = lead.finding.dtype, self.fails_in_fp64
         bench = Bench(self.subject, self.batch, self.native, dtype, fails_in_fp64=fails)
+        bench.is_after_backward = lead.finding.phase == "optimizer"
         self._descend(bench, lead, None)
 
     def _descend(self, bench: Bench, lead: "Lead", base: Candidate | None, depth: int = 1) -> bool:
