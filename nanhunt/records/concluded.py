@@ -144,7 +144,7 @@ class Ablation:
 
 
 # Recipes that are to contribute nothing where there is nothing, and those that drop what they meet.
-_SKIPPING = ("skip_empty", "zero_empty_rows", "zero_infinity")
+_SKIPPING = ("skip_empty", "zero_empty_rows", "zero_infinity", "correction_zero")
 _HIDING = ("saturate", "detach_vectors")
 
 
@@ -158,10 +158,11 @@ class Trial:
     or to that of `reference` where it was not finite; `gradient_error` is the distance of the
     gradients from those of `reference`, relative to their norm; both are None where there is
     nothing finite to compare with. `result_change` is how far the results of the changed calls are
-    from what they were, over the elements that were finite, and `vanished` counts the parameters
-    whose gradient became exactly 0 where no FP64 reference says that it is. `loss_tolerance` and
-    `gradient_tolerance` are what a proof allows. `culprit_after` is what made the next non-finite
-    value, and `raised` the error of a replay that could not run.
+    from what they were, over the elements that were finite, and where no FP64 reference tells,
+    `vanished` counts the parameters whose gradient became exactly 0 and `revived` those whose non-
+    finite gradient became a number other than 0. `loss_tolerance` and `gradient_tolerance` are what
+    a proof allows. `culprit_after` is what made the next non-finite value, and `raised` the error
+    of a replay that could not run.
     """
 
     recipe: str
@@ -178,6 +179,7 @@ class Trial:
     reference: str = ""
     result_change: float | None = None
     vanished: int = 0
+    revived: int = 0
     loss_tolerance: float = 1e-3
     gradient_tolerance: float = 1e-2
     culprit_after: str | None = None
@@ -201,9 +203,9 @@ class Trial:
 
     @property
     def is_silent(self) -> bool:
-        """Whether it is finite because nothing is learnt any more, and not by a skip on purpose."""
+        """Whether all that failed learns nothing any more, and not because it is to be skipped."""
         skips = any(recipe in _SKIPPING for recipe in self.recipes)
-        return self.vanished > 0 and self.gradient == 0 and not skips
+        return self.vanished > 0 and not self.revived and not skips
 
     @property
     def is_unverified(self) -> bool:

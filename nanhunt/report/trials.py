@@ -38,7 +38,7 @@ def proof(trial: Trial) -> str:
         return "raised" if trial.raised else "still non-finite"
     parts = ["finite", *_compared(trial)]
     if trial.is_silent:
-        parts.append("every gradient is 0: nothing is learnt")
+        parts.append("every gradient that failed is exactly 0: nothing is learnt there")
     elif trial.vanished:
         noun = "parameter gets" if trial.vanished == 1 else "parameters get"
         parts.append(f"{trial.vanished} {noun} a gradient of exactly 0")

@@ -70,12 +70,12 @@ def of_survivors(gradients: Gradients, kept: Mapping[str, Tensor]) -> dict[str, 
     return {n: torch.where(kept[n], g, 0) for n, g in gradients.items() if n in kept}
 
 
-def vanished(gradients: Gradients, native: Gradients) -> int:
-    """The number of parameters that had a gradient, or a non-finite one, and have none now."""
-    return sum(
-        bool((before != 0).any()) and (name not in gradients or not bool(gradients[name].any()))
-        for name, before in native.items()
-    )
+def fates(gradients: Gradients, native: Gradients) -> tuple[int, int]:
+    """How many parameters lost their gradient, and how many non-finite ones became a number."""
+    live = {name for name, g in gradients.items() if bool(g.any())}
+    vanished = sum(bool(g.any()) and name not in live for name, g in native.items())
+    revived = sum(name in live and not bool(torch.isfinite(g).all()) for name, g in native.items())
+    return vanished, revived
 
 
 def _norm(tensor: Tensor) -> float:

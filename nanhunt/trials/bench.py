@@ -78,6 +78,7 @@ class Bench:
     native: Run
     dtype: str  # of the culprit
     ties: tuple[Patch, ...] = ()  # two ways to split the ties of a decomposition
+    stable: Patch = NO_PATCH  # a stable form of the call, if one is known
     fails_in_fp64: bool = False  # as a replay has shown
     is_after_backward: bool = False  # what is changed comes after loss and gradients
     _reference: "Reference | None" = field(default=None, init=False)
@@ -142,7 +143,8 @@ class Bench:
     def _beside(self, trial: Trial, done: Replay) -> Trial:
         """The trial beside the step as given: what was finite of its gradients is to stay."""
         native = self._natively()
-        trial = replace(trial, vanished=agreement.vanished(done.gradients, native))
+        vanished, revived = agreement.fates(done.gradients, native)
+        trial = replace(trial, vanished=vanished, revived=revived)
         kept = agreement.survivors(native)
         if not kept:
             return trial
@@ -162,12 +164,14 @@ class Bench:
         return agreement.distance(gradients, others, is_half=self.dtype in _HALF)
 
     def _referred(self) -> "Reference":
-        """Finite gradients in FP64 of the step as given, else of one whose ties are split."""
+        """Finite gradients in FP64: of the step as given, with ties split, or in a stable form."""
         if self._reference is None:
             fails = self.fails_in_fp64
             self._reference = _NO_REFERENCE if fails else self._in_fp64("fp64", NO_PATCH)
             if not self._reference.gradients and self.ties:
                 self._reference = self._in_fp64("fp64, ties split", self.ties[0])
+            if not self._reference.gradients and self.stable is not NO_PATCH:
+                self._reference = self._in_fp64("fp64, stable form", self.stable)
         return self._reference
 
     def _is_arbitrary(self) -> bool:
@@ -179,9 +183,11 @@ class Bench:
         return True
 
     def _in_fp64(self, name: str, patch: Patch) -> "Reference":
-        change = Change(Trying(patch).entered, gradients=True)
+        calls = Trying(patch)
+        change = Change(calls.entered, gradients=True)
         done = replay(self.subject, self.batch, VARIANTS["fp64"], scope=None, change=change)
-        if not done.run.is_finite or not self._fits(done.gradients):
+        is_met = patch is NO_PATCH or calls.times > 0
+        if not is_met or not done.run.is_finite or not self._fits(done.gradients):
             return _NO_REFERENCE
         return Reference(name, done.gradients, done.run.loss, is_split=bool(patch.edits))
 

@@ -183,7 +183,7 @@ _SOLVERS = frozenset(
         *("linalg_solve", "linalg_inv", "inverse", "linalg_cholesky", "cholesky", "linalg_det"),
         *("det", "logdet", "slogdet", "linalg_slogdet", "linalg_solve_triangular"),
         *("linalg_inv_ex", "linalg_cholesky_ex", "linalg_solve_ex", "triangular_solve"),
-        *("cholesky_solve"),
+        "cholesky_solve",
     )
 )
 _PICKING = frozenset(["nll_loss", "cross_entropy", "nll_loss_nd", "cross_entropy_loss"])
@@ -242,7 +242,7 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
             ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
         ),
     ),
-    (frozenset(["xlogy", "xlog1py"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
+    (frozenset(["xlogy"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
     (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
     (
         _DIVISIONS | {"atan2", "hypot", "fmod", "remainder"},
@@ -302,11 +302,11 @@ def _of_reduction(name: str) -> Iterator[Edit]:
 def _of_matrices(name: str, eps: tuple[float, ...]) -> Iterator[Edit]:
     if name in ("linalg_qr", "qr"):
         for e in (1e-5, 1e-3):
-            text = f"{{x}} + {e:g} * torch.eye(*{{x}}.shape[-2:], dtype={{x}}.dtype)"
+            text = f"{{x}} + {e:g} * torch.eye(*{{x}}.shape[-2:]).to({{x}})"
             yield Edit("diagonal_loading", "x", text)
     if name in _SOLVERS:
         for e in eps:
-            text = f"{{x}} + {e:g} * torch.eye({{x}}.shape[-1], dtype={{x}}.dtype)"
+            text = f"{{x}} + {e:g} * torch.eye({{x}}.shape[-1]).to({{x}})"
             yield Edit("diagonal_loading", "x", text)
     if name in ("linalg_eigh", "symeig", "linalg_svd", "svd", "linalg_eig"):
         if name != "linalg_eig":

@@ -60,6 +60,8 @@ class Search:
         if base_name(lead.finding.op) in _DECOMPOSITIONS and lead.sites:
             texts = (f"split({{x}}, {seed})" for seed in (0, 1))
             bench.ties = tuple(Patch({lead.sites[0]: Edit("", "x", t)}) for t in texts)
+        if lead.sites and base is None:
+            bench.stable = Patch({}, lead.sites[0])
         failed: list[Candidate] = []
         is_cured = False
         for candidate in self._candidates(lead):

@@ -120,7 +120,8 @@ class Trying(CallMode):
 def _as_it_was(call: Call) -> Tensor | None:
     """What a call would have returned; None where to ask twice would change something."""
     name = getattr(call.func, "__name__", "")
-    if name.endswith("_") or "out" in call.kwargs or name.strip("_") in _CHANGING:
+    writes = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    if writes or "out" in call.kwargs or name in _CHANGING:
         return None
     generator = torch.get_rng_state()
     try:
