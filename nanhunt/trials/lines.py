@@ -8,7 +8,7 @@ from nanhunt.trials.calls import Site
 from nanhunt.trials.edits import OTHER_NAMES, Edit
 
 _MODULES = frozenset(["torch", "F", "functional", "nn", "special", "linalg", "fft"])
-_SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)
+_SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 
 
 def rewritten(site: Site, edit: Edit) -> tuple[str, str] | None:
@@ -48,7 +48,8 @@ def _changed(segment: str, name: str, edit: Edit) -> str | None:
         return None
     if edit.target == "call":
         x = ast.unparse(operands[0]) if operands else "x"
-        return _closed(edit.text.format(call=segment, x=x))
+        call = segment if isinstance(node, _SIMPLE) else f"({segment})"
+        return _closed(edit.text.format(call=call, x=x))
     if edit.target == "keyword":
         return _with_keyword(node, edit.text)
     position = ("x", "y").index(edit.target)
