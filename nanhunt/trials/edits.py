@@ -158,7 +158,13 @@ _MARGIN: Mapping[str, tuple[float, ...]] = {
     "bfloat16": (8e-3, 3e-2),
     "float16": (1e-3, 1e-2),
 }
-_TOP = {"float64": 700.0, "float32": 80.0, "bfloat16": 80.0, "float16": 10.0}
+# The largest argument of an exponential, and one that leaves room for a sum.
+_TOP: Mapping[str, tuple[float, ...]] = {
+    "float64": (709.0, 700.0),
+    "float32": (88.0, 80.0),
+    "bfloat16": (88.0, 80.0),
+    "float16": (11.0, 10.0),
+}
 
 _POSITIVE = frozenset(
     [
@@ -271,12 +277,12 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
 
 
 def _of_argument(
-    name: str, eps: tuple[float, ...], margin: tuple[float, ...], top: float
+    name: str, eps: tuple[float, ...], margin: tuple[float, ...], top: tuple[float, ...]
 ) -> Iterator[Edit]:
     """Keep the argument away from where the function, or its derivative, is not finite."""
     for names, edits in _ARGUMENTS:
         for recipe, target, text in edits if name in names else ():
-            steps = eps if "<e>" in text else margin if "<m>" in text else (top,)
+            steps = eps if "<e>" in text else margin if "<m>" in text else top
             for step in steps:
                 number = f"{step:g}"
                 filled = text.replace("<e>", number).replace("<m>", number).replace("<top>", number)

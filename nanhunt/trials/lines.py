@@ -83,10 +83,14 @@ def _spliced(segment: str, node: ast.expr, operand: ast.expr, edit: Edit) -> str
     start, end = operand.col_offset, operand.end_col_offset
     if start is None or end is None:
         return None
-    own = text[start:end].decode()
-    held = own if isinstance(operand, _SIMPLE) else f"({own})"
-    new = edit.text.format(**{edit.target: held})
     is_argument = isinstance(node, ast.Call) and operand in node.args
+    # Brackets around what is no argument are its own.
+    is_closed = not is_argument and (text[start - 1 : start], text[end : end + 1]) == (b"(", b")")
+    if is_closed:
+        start, end = start - 1, end + 1
+    own = text[start:end].decode()
+    held = own if is_closed or isinstance(operand, _SIMPLE) else f"({own})"
+    new = edit.text.format(**{edit.target: held})
     new = new if is_argument else _closed(new)
     return (text[:start] + new.encode() + text[end:]).decode()[1:-1]
 
