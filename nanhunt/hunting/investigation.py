@@ -324,6 +324,8 @@ class Investigation:
             modules=analysis.summarise_modules(self.trace),
             twins=twins,
             weights=tuple(weights.items()),
+            configured=tuple(self.subject.configured.items()),
+            seed=self.subject.seed,
             deterministic=self.deterministic,
             steps=self.steps,
             pace=self.pace,

@@ -11,13 +11,13 @@ from nanhunt.records.concluded import (
     Verdict,
 )
 from nanhunt.records.measured import (
-    Ancestor, Birth, Frame, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
+    Ancestor, Birth, Frame, HalfOp, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
     Spectrum, TensorFacts, Term, Trace,
 )
 # isort: on
 
 __all__ = [
-    "Ablation", "Ancestor", "Answer", "Birth", "Finding", "Frame", "Group", "Inquiry",
+    "Ablation", "Ancestor", "Answer", "Birth", "Finding", "Frame", "Group", "HalfOp", "Inquiry",
     "ModuleFacts", "OpEvent", "Operand", "Pace", "Passage", "Phase", "Report", "Reproduction",
     "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step", "TensorFacts", "Term", "Trace",
     "Trial", "Verdict",
