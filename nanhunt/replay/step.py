@@ -16,7 +16,7 @@ from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
 from nanhunt.replay.objective import read_objective
-from nanhunt.snapshot import preserved, seed_generators
+from nanhunt.snapshot import keep_generators, preserved, seed_generators
 from nanhunt.subject import Subject, told
 from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 
@@ -52,6 +52,16 @@ class Change:
 
 
 UNCHANGED = Change()
+
+
+def draw_batch(subject: Subject, index: int) -> Any:
+    """A copy of the batch at an index, drawn under the subject's seed."""
+    restore = keep_generators()
+    try:
+        seed_generators(subject.seed)
+        return cast_batch(NATIVE, subject.batch(index))
+    finally:
+        restore()
 
 
 @dataclass(frozen=True, slots=True)
