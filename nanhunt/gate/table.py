@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-PAGES = "https://github.com/nanhunt/nanhunt/blob/main/docs/checks.md"
+PAGE = "docs/checks.md"
 
 
 @dataclass(frozen=True, slots=True)

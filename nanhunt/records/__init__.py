@@ -10,7 +10,7 @@ from nanhunt.records.concluded import (
     Ablation, Answer, Finding, Group, ModuleFacts, Report, Reproduction, Run, Sample, Step, Trial,
     Verdict,
 )
-from nanhunt.records.gated import Checked, Outcome, Status
+from nanhunt.records.gated import Checked, Difference, Outcome, Status
 from nanhunt.records.measured import (
     Ancestor, Birth, Frame, HalfOp, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
     Spectrum, TensorFacts, Term, Trace,
@@ -18,9 +18,9 @@ from nanhunt.records.measured import (
 # isort: on
 
 __all__ = [
-    "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Finding", "Frame", "Group", "HalfOp",
-    "Inquiry", "ModuleFacts", "OpEvent", "Operand", "Outcome", "Pace", "Passage", "Phase", "Report",
-    "Reproduction", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
+    "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Finding", "Frame", "Group",
+    "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand", "Outcome", "Pace", "Passage", "Phase",
+    "Report", "Reproduction", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
     "TensorFacts", "Term", "Trace", "Trial", "Verdict",
 ]
 # fmt: on

@@ -1,4 +1,4 @@
-"""What a gate concluded: every check of every case, and the number that the shell gets."""
+"""What a gate concluded, and what changed between two reports."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -81,3 +81,13 @@ class Outcome:
     def verdict(self) -> str:
         """The exit code in words."""
         return ("passed", "refused", "could not run", "not reproducible")[self.exit_code]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as before; an empty text stands for what is not there at all."""
+
+    topic: str
+    name: str
+    before: str
+    after: str
