@@ -27,6 +27,7 @@ LEVELS = {
     "versions": 2,
     "interventions": 2,
     "causes": 2,
+    "gate": 2,
     "store": 2,
     "report": 3,
     "recorder": 3,
@@ -40,9 +41,11 @@ LEVELS = {
     "repro": 6,
     "guarding": 6,
     "hunting": 7,
-    "cli": 8,
-    "__init__": 9,
-    "__main__": 9,
+    "gating": 8,
+    "commands": 9,
+    "cli": 10,
+    "__init__": 11,
+    "__main__": 11,
 }
 # The rooms that may import torch; the others only know records.
 TORCH = {
@@ -59,6 +62,7 @@ TORCH = {
     "trials",
     "repro",
     "hunting",
+    "gating",
     "guarding",
 }
 # The one module that makes a pandas frame.

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.records.measured import Frame, Pace, Phase, Term
+from nanhunt.records.measured import Frame, HalfOp, Pace, Phase, Term
 
 Verdict = Literal["healthy", "culprit", "unexplained", "at_risk"]
 
@@ -61,13 +61,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The gradients of one set of parameters after a backward."""
+    """The gradients of one set of parameters after a backward.
+
+    `error` is their distance from those of an FP64 replay, relative to the norm there (None: not
+    compared).
+    """
 
     name: str
     norm: float
     nonfinite: int
     parameters: int
     without_gradient: int = 0
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,10 @@ class Run:
     """One replay in one line: the variant, what was ablated, and what came out.
 
     `raised` is the error of a variant that could not run. `culprit` is the finding of this very
-    run and `culprit_dtype` the dtype in which that op really ran.
+    run and `culprit_dtype` the dtype in which that op really ran. `stepped` is whether parameters
+    were looked at after an optimizer step, `without_gradient` names the trainable parameters that
+    got none. `loss_ops` counts the ops of the loss, outside of the model, and `half_ops` are those
+    that returned half precision (both None: not watched).
     """
 
     variant: str
@@ -92,6 +100,10 @@ class Run:
     notes: tuple[str, ...] = ()
     ops: int = 0
     seconds: float = 0.0
+    stepped: bool = False
+    without_gradient: tuple[str, ...] = ()
+    loss_ops: int | None = None
+    half_ops: tuple[HalfOp, ...] | None = None
 
     @property
     def nonfinite(self) -> int:
@@ -291,7 +303,8 @@ class Report:
     """The outcome of one investigation; everything a renderer needs.
 
     `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
-    `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
+    `twins` are pairs of weights whose names are easily confused; `weights` are those that the live
+    objective holds, `configured` those of the configuration; `deterministic` is whether two
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
     tells of those that were, the last one being the one that is reported; `trials` are the replays
     with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
@@ -317,6 +330,8 @@ class Report:
     modules: tuple[ModuleFacts, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
+    configured: tuple[tuple[str, float], ...] = ()
+    seed: int = 0
     deterministic: bool | None = None
     steps: int = 1
     pace: tuple[Pace, ...] = ()
