@@ -1,5 +1,8 @@
 """Decompositions whose gradient never divides by a tie, beside autograd and finite differences."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -138,3 +141,14 @@ def test_split(shape):
     assert float(gaps.min()) > 0
     if shape[0] == shape[1]:
         assert torch.equal(one, one.mH)
+
+
+def test_the_page_runs(capsys):
+    """The example of docs/trials.md proves what it says, and its cure is finite."""
+    page = Path(__file__).parents[2] / "docs" / "trials.md"
+    [code] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, str(page), "exec"), {"__name__": "page"})  # noqa: S102 - our own page
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("gap_only_projector True") for line in lines)
+    assert any(line.startswith("more_loading False") for line in lines)
+    assert "nan" not in lines[-1]

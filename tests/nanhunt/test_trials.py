@@ -3,7 +3,9 @@
 import itertools
 import math
 import random
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from nanhunt import store
+from nanhunt.cli import main
 from nanhunt.hunting import Plan, investigate
 from nanhunt.records import Trial
 from nanhunt.replay import Change, replay
@@ -25,6 +28,7 @@ from nanhunt.trials.trying import Patch
 from nanhunt.variants import NATIVE
 
 INF, NAN = math.inf, math.nan
+SUBJECT = Path(__file__).parents[2] / "examples" / "subject.py"
 X = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 0.0]])
 FAR = torch.tensor([[100.0, 0.0, 200.0], [50.0, 100.0, 1.0]])
 
@@ -615,3 +619,16 @@ def test_trials_come_through_the_store():
     again = store.parse(store.dump(report))
     assert store.dump(again) == store.dump(report)
     assert [t.is_proven for t in again.trials] == [False, True]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_command(quick, monkeypatch, capsys):
+    """`--quick` leaves the trials out; without it the fix stands in the verdict."""
+    words = ["nanhunt", "replay", str(SUBJECT) + ":build", "--precision", "native"]
+    monkeypatch.setattr(sys, "argv", [*words, "--quick"] if quick else words)
+    with pytest.raises(SystemExit) as left:
+        main()
+    out = capsys.readouterr().out
+    assert left.value.code == 0
+    assert ("none was tried (--quick)" in out) is quick
+    assert (" fix " in out) is not quick
