@@ -59,9 +59,16 @@ def _known_variant(policy: Policy, name: str) -> None:
 
 
 def examine(
-    subject: Any, rule: Gated, index: int = 0, progress: Progress = lambda _: None
+    subject: Any,
+    rule: Gated,
+    index: int = 0,
+    progress: Progress = lambda _: None,
+    *,
+    is_repeated: bool = True,
 ) -> Report:
     """Replay one step in every variant of a rule; hunt only where it is not finite.
+
+    The step as given is replayed twice where `is_repeated`, to see whether it comes out the same.
 
     Raises:
         SubjectError: the step as given cannot be run.
@@ -71,17 +78,12 @@ def examine(
     batch = draw_batch(subject, index)
     done = list(_replays(subject, batch, rule, progress))
     native = done[0]
-    progress("native, again")
-    again = replay(subject, batch, NATIVE, scope=None)
     known = Investigation(subject, index, progress, batch=batch, native=native)
     known.check_names(rule.ablations)
     done += [_ablated(subject, batch, name, progress) for name in rule.ablations]
     known.runs.extend(_with_errors(done, subject.parameter_groups()))
-    known.deterministic = again.fingerprint == native.fingerprint
-    if not known.deterministic:
-        known.notes.append(
-            f"two native replays differ (loss {native.run.loss:.9g} and {again.run.loss:.9g})"
-        )
+    if is_repeated:
+        _compare_again(known, native)
     report = known.report(rule.variants, rule.ablations)
     return report if all(r.is_finite or r.raised for r in report.runs) else _hunted(report, known)
 
@@ -99,6 +101,17 @@ def _replays(subject: Subject, batch: Any, rule: Gated, progress: Progress) -> I
         keeps = "fp64" in is_compared and each.name in is_compared
         change = Change(gradients=keeps, halves=is_watched)
         yield replay(subject, batch, each, scope=None, change=change)
+
+
+def _compare_again(known: Investigation, native: Replay) -> None:
+    """Replay the step as given once more."""
+    known.progress("native, again")
+    again = replay(known.subject, known.batch, NATIVE, scope=None)
+    known.deterministic = again.fingerprint == native.fingerprint
+    if not known.deterministic:
+        known.notes.append(
+            f"two native replays differ (loss {native.run.loss:.9g} and {again.run.loss:.9g})"
+        )
 
 
 def _ablated(subject: Subject, batch: Any, name: str, progress: Progress) -> Replay:

@@ -43,6 +43,8 @@ LEVELS = {
     "hunting": 7,
     "gating": 8,
     "commands": 9,
+    "testing": 9,
+    "adapters": 9,
     "cli": 10,
     "__init__": 11,
     "__main__": 11,
@@ -194,7 +196,10 @@ def test_doctor_and_patient_are_strangers(name):
 
 def test_torch_stays_unloaded():
     """A fresh Python imports the command line and everything about records without torch."""
-    plain = "nanhunt.cli nanhunt.store nanhunt.report.terminal nanhunt.causes nanhunt.analysis"
+    plain = (
+        "nanhunt.cli nanhunt.store nanhunt.report.terminal nanhunt.causes nanhunt.analysis "
+        "nanhunt.gate nanhunt.report.gated.sarif nanhunt.testing nanhunt.adapters.pytest_plugin"
+    )
     code = (
         f"import sys, nanhunt, {', '.join(plain.split())}; "
         "print([name for name in ('torch', 'numpy', 'pandas') if name in sys.modules])"
@@ -297,5 +302,5 @@ def entries():
 
 @pytest.mark.parametrize("entry", list(entries()), ids=lambda entry: entry.name)
 def test_entry_points_resolve(entry):
-    """What pyproject.toml promises to installers is there and can be called."""
-    assert callable(entry.load())
+    """What pyproject.toml promises to installers is there; all but a plugin can be called."""
+    assert callable(entry.load()) or entry.group == "pytest11"

@@ -280,7 +280,7 @@ def test_template(tmp_path):
         ("variants = 'fp64'", "variants is to be a list of names; got 'fp64'"),
         ("options = 1", "options is to be a table; got 1"),
         ("weights = {a = 'b'}", "weights is to be a table of numbers; got {'a': 'b'}"),
-        ("require = ['NH01']", "require: no check is called 'NH01'; did you mean 'NH001'? known"),
+        ("require = ['NH01']", "require: no check is called 'NH01'; did you mean 'NH0"),
         (
             "thresholds = {nrm = 1}",
             "[tool.nanhunt.thresholds] has no key 'nrm'; did you mean 'norm'",
