@@ -390,6 +390,16 @@ def in_normalize(m, x):
     return functional.normalize(m(x[:, 1:2]), dim=-1, eps=0.0).sum() + m(x).sum()
 
 
+ATTENTION = nn.MultiheadAttention(3, 1, batch_first=True)
+
+
+def in_attention(m, x):
+    """One of two sequences is nothing but padding."""
+    y = m(x).repeat(2, 1, 1)
+    pad = torch.tensor([[False, False], [True, True]])
+    return ATTENTION(y, y, y, key_padding_mask=pad)[0].sum() + m(x).sum()
+
+
 def checkpointed(m, x, *, reentrant):
     return checkpoint(lambda y: y.sqrt().sum(), m(x), use_reentrant=reentrant)
 
@@ -425,6 +435,7 @@ PLACES = {
     "loop": (in_a_loop, 2),
     "normalize": (in_normalize, 1),
     "checkpoint": (lambda m, x: checkpointed(m, x, reentrant=False), 1),
+    "attention": (in_attention, 1),
     "reentrant": (lambda m, x: checkpointed(m, x, reentrant=True), 2),
     "own backward": (lambda m, x: Rooted.apply(m(x)).sum(), 1),
     "compiled": (lambda m, x: compiled(m(x)), 1),
