@@ -269,6 +269,18 @@ def test_other_finite_gradients_are_to_stay():
     assert not halved.is_proven
 
 
+def test_finite_gradients_out_of_the_domain_tell_nothing():
+    """log1p below -1 has a derivative, of no real function: a cure need not agree with it."""
+    trial = tried_edit(
+        lambda m, x: m(-1.5 * x).log1p().sum() + m.rest(),
+        "log1p",
+        Edit("any", "x", "{x}.clamp_min(1e-6 - 1)"),
+        (torch.tensor([[1.0, 0.2, 0.3]]),),
+    )
+    assert trial.is_proven
+    assert (trial.gradient_error, trial.reference) == (None, "")
+
+
 def test_hiding_is_no_proof():
     """The largest number instead of an infinity is finite, and that is all."""
     trial = tried_edit(
