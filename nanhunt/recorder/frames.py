@@ -89,7 +89,8 @@ def call_path() -> tuple[Place, ...] | None:
     """The calls from the one that torch was asked for out to the innermost line of the user.
 
     None where no line of the user asked for it. How torch calls a module differs with the hooks
-    that there are, so the frames of that are left out.
+    that there are, and which of our modes stands in between with what is tried, so the frames of
+    these are left out.
     """
     path: list[Place] = []
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as above
@@ -100,7 +101,7 @@ def call_path() -> tuple[Place, ...] | None:
             kind = _KINDS[code.co_filename] = _kind_of(code.co_filename)
         if kind == BOUNDARY:
             return None
-        if code.co_filename != _MODULE_FILE:
+        if code.co_filename != _MODULE_FILE and not code.co_filename.startswith(_OWN_DIR):
             path.append((code, frame.f_lasti))
         if kind == USER:
             return tuple(path)

@@ -269,6 +269,18 @@ def test_other_finite_gradients_are_to_stay():
     assert not halved.is_proven
 
 
+def test_finite_gradients_out_of_the_domain_tell_nothing():
+    """log1p below -1 has a derivative, of no real function: a cure need not agree with it."""
+    trial = tried_edit(
+        lambda m, x: m(-1.5 * x).log1p().sum() + m.rest(),
+        "log1p",
+        Edit("any", "x", "{x}.clamp_min(1e-6 - 1)"),
+        (torch.tensor([[1.0, 0.2, 0.3]]),),
+    )
+    assert trial.is_proven
+    assert (trial.gradient_error, trial.reference) == (None, "")
+
+
 def test_hiding_is_no_proof():
     """The largest number instead of an infinity is finite, and that is all."""
     trial = tried_edit(
@@ -390,6 +402,16 @@ def in_normalize(m, x):
     return functional.normalize(m(x[:, 1:2]), dim=-1, eps=0.0).sum() + m(x).sum()
 
 
+ATTENTION = nn.MultiheadAttention(3, 1, batch_first=True)
+
+
+def in_attention(m, x):
+    """One of two sequences is nothing but padding."""
+    y = m(x).repeat(2, 1, 1)
+    pad = torch.tensor([[False, False], [True, True]])
+    return ATTENTION(y, y, y, key_padding_mask=pad)[0].sum() + m(x).sum()
+
+
 def checkpointed(m, x, *, reentrant):
     return checkpoint(lambda y: y.sqrt().sum(), m(x), use_reentrant=reentrant)
 
@@ -425,6 +447,7 @@ PLACES = {
     "loop": (in_a_loop, 2),
     "normalize": (in_normalize, 1),
     "checkpoint": (lambda m, x: checkpointed(m, x, reentrant=False), 1),
+    "attention": (in_attention, 1),
     "reentrant": (lambda m, x: checkpointed(m, x, reentrant=True), 2),
     "own backward": (lambda m, x: Rooted.apply(m(x)).sum(), 1),
     "compiled": (lambda m, x: compiled(m(x)), 1),
