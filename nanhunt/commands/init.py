@@ -30,14 +30,15 @@ def init(
     joint = "\n" if before and not before.endswith("\n\n") else ""
     if workflow and WORKFLOW.exists():
         raise UsageError(f"{WORKFLOW} exists already; --no-workflow leaves it as it is")
-    store.write(f"{before}{joint}{added}", file)
-    typer.echo(f"{file}: [tool.nanhunt] added; name your subject there, then run nanhunt gate")
     if workflow:
         try:
             WORKFLOW.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{WORKFLOW.parent} cannot be made: {error.strerror}") from None
         store.write(JOB, WORKFLOW)
+    store.write(f"{before}{joint}{added}", file)
+    typer.echo(f"{file}: [tool.nanhunt] added; name your subject there, then run nanhunt gate")
+    if workflow:
         typer.echo(f"{WORKFLOW}: written")
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -12,7 +13,17 @@ import pytest
 from rich.console import Console
 
 from nanhunt.errors import StoreError, UsageError
-from nanhunt.gate import CHECKS, Allowance, Baseline, Gated, Limits, Policy, judge, read_policy
+from nanhunt.gate import (
+    CHECKS,
+    Allowance,
+    Baseline,
+    Gated,
+    Limits,
+    Policy,
+    judge,
+    read_policy,
+    reading,
+)
 from nanhunt.gate.template import CONFIGURATION
 from nanhunt.records import Finding, Frame, Group, HalfOp, Outcome, Report, Run, Term
 from nanhunt.report.gated import actions, junit, markdown, sarif, table
@@ -488,3 +499,24 @@ def test_empty_outcome():
     assert check_sarif(sarif.render(empty))["results"] == []
     assert ET.fromstring(junit.render(empty)).get("tests") == "0"
     assert "passed" in markdown.render(empty)
+
+
+def test_docs_name_every_check():
+    """Each check has its section, with its title and its advice, in the order of the ids."""
+    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
+    sections = text.split("\n## ")[1:]
+    assert [section.split("\n")[0] for section in sections] == [check.id for check in CHECKS]
+    for check, section in zip(CHECKS, sections, strict=True):
+        assert f"(`{check.slug}`)" in section
+        assert check.help in " ".join(section.split())
+
+
+def test_docs_name_every_key():
+    """The page about the configuration has a row for each key."""
+    text = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    keys = {
+        key
+        for row in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE)
+        for key in re.findall(r"`(\w+)`", row)
+    }
+    assert {*reading._TOP, *reading._LIMITS} <= keys
