@@ -39,3 +39,20 @@ def told_finding(finding: Finding) -> Finding:
             for step in finding.path
         ),
     )
+
+
+def lines_around(finding: Finding, reach: int) -> list[tuple[int, str]]:
+    """Numbered lines of Python around a finding, where the file is at hand and still reads so.
+
+    Empty where the line is no longer what the report says, or was never known: a report may come
+    from elsewhere, and nothing but the code that it speaks of is to be read for it.
+    """
+    if not finding.file or not finding.line or not finding.source:
+        return []
+    lines = linecache.getlines(finding.file) if finding.file.endswith(".py") else []
+    if not 0 < finding.line <= len(lines):
+        return []
+    if lines[finding.line - 1].strip() != finding.source.strip():
+        return []
+    first = max(finding.line - reach, 1)
+    return list(enumerate(lines[first - 1 : finding.line + reach], start=first))

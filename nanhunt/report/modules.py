@@ -79,4 +79,9 @@ def _nonfinite(row: ModuleFacts) -> Text:
 
 
 def _ops(counts: Sequence[tuple[str, int]]) -> str:
-    return " ".join(f"{count} {_SHORT.get(dtype, clean(dtype))}" for dtype, count in counts) or NONE
+    return " ".join(f"{count} {short_dtype(dtype)}" for dtype, count in counts) or NONE
+
+
+def short_dtype(dtype: str) -> str:
+    """How a dtype is called where room is short."""
+    return _SHORT.get(dtype, clean(dtype))
