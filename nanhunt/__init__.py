@@ -1,5 +1,6 @@
 """nanhunt: which operation first made a non-finite value, on which line, why, and what cures it."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,3 +39,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if (_shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
+    import_module("nanhunt.notebook").register(_shell)  # a report shows itself in a notebook

@@ -41,8 +41,8 @@ def told_finding(finding: Finding) -> Finding:
     )
 
 
-def lines_around(finding: Finding, reach: int) -> list[tuple[int, str]]:
-    """Numbered lines of Python around a finding, where the file is at hand and still reads so.
+def code_of(finding: Finding) -> list[str]:
+    """The lines of the Python file of a finding, where it is at hand and still reads so.
 
     Empty where the line is no longer what the report says, or was never known: a report may come
     from elsewhere, and nothing but the code that it speaks of is to be read for it.
@@ -52,7 +52,5 @@ def lines_around(finding: Finding, reach: int) -> list[tuple[int, str]]:
     lines = linecache.getlines(finding.file) if finding.file.endswith(".py") else []
     if not 0 < finding.line <= len(lines):
         return []
-    if lines[finding.line - 1].strip() != finding.source.strip():
-        return []
-    first = max(finding.line - reach, 1)
-    return list(enumerate(lines[first - 1 : finding.line + reach], start=first))
+    is_same = lines[finding.line - 1].strip() == finding.source.strip()
+    return lines if is_same else []

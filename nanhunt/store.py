@@ -70,9 +70,13 @@ def parse(text: str, *, origin: str = "the text") -> Report:
 
 def save(report: Report, path: str | os.PathLike[str]) -> None:
     """Write the report in one piece: afterwards the file is the whole new one or the old one."""
-    text = dump(report)
+    write(dump(report), path)
+
+
+def write(text: str, path: str | os.PathLike[str]) -> None:
+    """Write any text in one piece, as UTF-8."""
     try:
-        _replace(Path(os.path.realpath(path)), text.encode("ascii"))
+        _replace(Path(os.path.realpath(path)), text.encode("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{os.fspath(path)}: cannot be written ({_reason(error)}); "

@@ -187,7 +187,7 @@ def _draw_groups(axes: Any, groups: Sequence[tuple[str, int, int]], top: float) 
 # --- sizes ---------------------------------------------------------------------------------------
 
 ROWS = 100  # modules that are drawn; the table has them all
-ROW, HEAD, FOOT, NAMES = 15.0, 24.0, 26.0, 210.0
+ROW, HEAD, FOOT, NAMES = 15.0, 24.0, 26.0, 240.0
 
 
 def modules(facts: Sequence[ModuleFacts], name: str) -> Markup | None:
@@ -195,7 +195,7 @@ def modules(facts: Sequence[ModuleFacts], name: str) -> Markup | None:
     rows = _drawn_modules(facts)
     if not rows:
         return None
-    height, width = HEAD + FOOT + ROW * len(rows), 640.0
+    height, width = HEAD + FOOT + ROW * len(rows), 660.0
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width * PIXEL, height * PIXEL), facecolor="none")
         room = (width - NAMES - 40) / 2

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from nanhunt.places import lines_around
+from nanhunt.places import code_of
 from nanhunt.records import Finding, ModuleFacts, Report, Trial
 from nanhunt.report import tables, trials, verdict
 from nanhunt.report.html.heat import heat_map
@@ -95,8 +95,6 @@ class _Told(NamedTuple):
 
 
 def _told(report: Report, finding: Finding, number: int) -> _Told:
-    lines = lines_around(finding, REACH)
-    shown = code([line for _, line in lines])
     return _Told(
         finding=finding,
         place=marked(verdict.place(finding)),
@@ -104,11 +102,18 @@ def _told(report: Report, finding: Finding, number: int) -> _Told:
         owner=verdict.owner(report, finding),
         why=verdict.why(finding),
         cause=verdict.cause(finding),
-        source=[(n, line) for (n, _), line in zip(lines, shown, strict=True)],
+        source=_source(finding),
         way=_way(finding, number),
         steps=[*_steps(finding)],
         poisoned=" · ".join(verdict.poisoned(finding)),
     )
+
+
+def _source(finding: Finding) -> list[tuple[int, Markup]]:
+    """The numbered lines around the culprit's; the whole file tells what is code and what text."""
+    lines = code(code_of(finding))
+    first = max((finding.line or 0) - REACH, 1)
+    return [*enumerate(lines[first - 1 : (finding.line or 0) + REACH], start=first)]
 
 
 def _steps(finding: Finding) -> Iterator[tuple[str, str, str]]:
@@ -122,6 +127,7 @@ def _steps(finding: Finding) -> Iterator[tuple[str, str, str]]:
 class _Fix(NamedTuple):
     """The fix beside the verdict: its proof, the line before and after, and its figures."""
 
+    is_proven: bool
     sole: list[str]
     told: Markup
     lines: tuple[Markup, Markup] | None
@@ -140,6 +146,7 @@ def _fix(report: Report) -> _Fix | None:
     if found is not None and found.before is not None and found.after is not None:
         lines = change(found.before, found.after)
     return _Fix(
+        is_proven=found is not None and found.is_proven,
         sole=trials.sole_cause(report),
         told=marked(trials.fix(report)),
         lines=lines,
