@@ -19,16 +19,11 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Finding": "nanhunt.records",
-    "NanhuntError": "nanhunt.errors",
-    "NonFiniteError": "nanhunt.errors",
-    "Report": "nanhunt.records",
-    "Subject": "nanhunt.subject",
-    "Variant": "nanhunt.variants",
-    "detect": "nanhunt.guarding",
-    "hunt": "nanhunt.hunting",
+    "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
+    "NonFiniteError": "nanhunt.errors", "Report": "nanhunt.records", "Subject": "nanhunt.subject",
+    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "hunt": "nanhunt.hunting",
     "load": "nanhunt.store",
-}
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -41,5 +36,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
-if (_shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
-    import_module("nanhunt.notebook").register(_shell)  # a report shows itself in a notebook
+if "IPython" in sys.modules:  # a report shows itself in a notebook
+    import_module("nanhunt.adapters.notebook").register()

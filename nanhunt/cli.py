@@ -5,17 +5,17 @@ disagree) and from `nanhunt repro` (a script that does not reproduce; a culprit 
 again); 2 it could not run; 130 interrupted.
 """
 
-import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from nanhunt.commands import add_to
+from nanhunt.commands.outputs import Html, Markdown, check_files, write_pages
+from nanhunt.commands.screen import progress, wide_console
 from nanhunt.errors import NanhuntError, UsageError
-from nanhunt.outputs import Html, Markdown, check_files, write_pages
 from nanhunt.records import Finding, Report
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+add_to(app)
 
 CULPRIT, REFUSED, NOT_REPRODUCIBLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -116,7 +118,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     """Replay one training step in several variants and name the first non-finite value."""
     check_files(json=json, events=events, html=html, markdown=markdown)
     _check_steps(seeds, steps)
-    with _progress() as tell:
+    with progress() as tell:
         tell("torch")
         from dataclasses import replace
 
@@ -189,7 +191,7 @@ def write_repro(
     saved = store.load(report)
     wanted = _culprit_of(saved, report)
     words = _words_of(saved, report)
-    with _progress() as tell:
+    with progress() as tell:
         tell("torch")
         from dataclasses import replace
 
@@ -267,12 +269,18 @@ def subjects() -> None:
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="Slug of a cause, or an op such as log or div.")],
+    name: Annotated[str, typer.Argument(help="A cause, a check as NH002, or an op as log.")],
 ) -> None:
-    """Say what a cause of a report means, or what an op is known for; torch is not needed."""
+    """Say what a cause or a check means, or what an op is known for; torch is not needed."""
     import difflib
 
     from nanhunt.causes import CAUSES, causes_of
+    from nanhunt.gate.table import BY_ID
+
+    if name.upper() in BY_ID:
+        check = BY_ID[name.upper()]
+        typer.echo(f"{check.id} {check.slug}: {check.title}\n{check.help}")
+        return
 
     rows = {row.slug: row for row in CAUSES}
     found = (rows[name],) if name in rows else causes_of(name)
@@ -319,28 +327,11 @@ def _leave(report: Report, *, exit_code: bool) -> None:
 
 
 def _print(report: Report, *forms: str) -> None:
-    from rich.console import Console
-
     from nanhunt.report import renderer
 
-    with contextlib.suppress(AttributeError, ValueError):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    console = Console(width=None if sys.stdout.isatty() else 100, soft_wrap=False)
+    console = wide_console()
     for form in forms:
         console.print(renderer(form)(report))
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], object]]:
-    """Say on a terminal's stderr what is being replayed; nothing where nobody watches."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("nanhunt") as status:
-        yield lambda text: status.update(f"nanhunt · {text}")
 
 
 def main() -> None:

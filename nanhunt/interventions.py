@@ -5,7 +5,7 @@ own composites and in autocast are all met in one place. They never record.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -163,12 +163,13 @@ class HalfEmulation(OwnMode):
 
     Tensor cores do the same (FP16 operands, FP32 accumulation, FP16 result), and a native FP16
     product is about 200 times slower than FP32 on a CPU. `used` tells whether any op was emulated,
-    so that the run can be labelled.
+    so that the run can be labelled. `seen` is told of every op and what it returned.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.used = False
+        self.seen: Callable[[Any, Any], object] | None = None
 
     def __torch_dispatch__(
         self,
@@ -180,6 +181,13 @@ class HalfEmulation(OwnMode):
         return self.execute(func, args, kwargs or {})
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one op, and tell of it where somebody wants to know."""
+        output = self._execute(func, args, kwargs)
+        if self.seen is not None:
+            self.seen(func, output)
+        return output
+
+    def _execute(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one op, emulated where it is an FP16 product on a CPU."""
         stays = _emulated(func)
         if stays is None or not any(map(_is_half_on_cpu, pytree.arg_tree_leaves(*args, **kwargs))):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nanhunt.errors import StoreError
-from nanhunt.records import Ablation, Finding, Report, Run, Trial
+from nanhunt.records import Ablation, Finding, Outcome, Report, Run, Trial
 
 SCHEMA = 1
 LIMIT = 64 * 2**20
@@ -30,6 +30,7 @@ _DERIVED: dict[type, dict[str, str]] = {
     Run: {"nonfinite": "nonfinite", "parameters": "parameters", "finite": "is_finite"},
     Ablation: {"cures": "cures"},
     Trial: {"proven": "is_proven"},
+    Outcome: {"verdict": "verdict", "exit_code": "exit_code", "counts": "counts"},
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _WORDS: dict[Any, str] = {
@@ -45,8 +46,8 @@ class _UnfitError(Exception):
     """Something that no report holds, told without the name of the file."""
 
 
-def dump(report: Report) -> str:
-    """The report as strict JSON in ASCII."""
+def dump(report: Report | Outcome) -> str:
+    """The report, or the outcome of a gate, as strict JSON in ASCII."""
     body = {"schema": SCHEMA, **_encode(report, "report")}
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
@@ -74,7 +75,7 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def write(text: str, path: str | os.PathLike[str]) -> None:
-    """Write any text in one piece, as UTF-8."""
+    """Write a text in one piece: afterwards the file is the whole new one or the old one."""
     try:
         _replace(Path(os.path.realpath(path)), text.encode("utf-8"))
     except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 `walk` goes back from the non-finite sinks to the op that made the value, `finding` says what, where
 and why, `comparison` sets runs and ablations side by side, `diagnosis` answers the questions that
-people ask of a NaN.
+people ask of a NaN, `difference` tells what changed between two reports.
 """
 
 from nanhunt.analysis.comparison import (
@@ -13,6 +13,7 @@ from nanhunt.analysis.comparison import (
     vector_use,
 )
 from nanhunt.analysis.diagnosis import Case, diagnose
+from nanhunt.analysis.difference import compare
 from nanhunt.analysis.finding import Suspect, explain, find_culprits, find_suspects
 from nanhunt.analysis.harmless import tell_harmless
 from nanhunt.analysis.modules import summarise_modules
@@ -21,6 +22,7 @@ from nanhunt.analysis.walk import is_cured
 __all__ = [
     "Case",
     "Suspect",
+    "compare",
     "confusable_names",
     "describe_nonfinite",
     "diagnose",

@@ -24,12 +24,11 @@ from nanhunt.records import (
     Trial,
     Verdict,
 )
-from nanhunt.replay import Replay, replay, take_steps
-from nanhunt.snapshot import keep_generators, seed_generators
+from nanhunt.replay import Replay, draw_batch, replay, take_steps
 from nanhunt.structure import count_samples
 from nanhunt.subject import Subject, told
 from nanhunt.trials import Lead, try_fixes
-from nanhunt.variants import DEFAULT, NATIVE, Variant, cast_batch, device_of
+from nanhunt.variants import DEFAULT, NATIVE, Variant, device_of
 from nanhunt.versions import versions
 
 ALL = "all"
@@ -83,12 +82,7 @@ class Investigation:
 
     def _make_batch(self) -> None:
         self.progress("batch")
-        restore = keep_generators()
-        try:
-            seed_generators(self.subject.seed)
-            self.batch = cast_batch(NATIVE, self.subject.batch(self.index))
-        finally:
-            restore()
+        self.batch = draw_batch(self.subject, self.index)
 
     def _take_steps(self, steps: int) -> None:
         course = take_steps(self.subject, self.index, steps, self.progress)
@@ -324,6 +318,8 @@ class Investigation:
             modules=analysis.summarise_modules(self.trace),
             twins=twins,
             weights=tuple(weights.items()),
+            configured=tuple(self.subject.configured.items()),
+            seed=self.subject.seed,
             deterministic=self.deterministic,
             steps=self.steps,
             pace=self.pace,

@@ -8,6 +8,7 @@ overlap.
 `captured` copies the operands of the few ops that are asked for.
 `threads` lets all this go on in the threads that a step starts, `eager` runs compiled code as it
 was written, `entries` makes the records.
+`halves` finds the ops of the loss that return half precision, without recording a step.
 `oblivion` lets go of what a block of many steps has left behind.
 Nothing here judges: what a birth means is decided in `analysis`.
 """
@@ -17,6 +18,7 @@ from nanhunt.recorder.captured import Captured, CapturedCall
 from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.frames import Place, call_path
+from nanhunt.recorder.halves import LossHalves
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder, Scope, unrecorded
 from nanhunt.recorder.threads import carried_into_threads
@@ -25,6 +27,7 @@ __all__ = [
     "Captured",
     "CapturedCall",
     "Kept",
+    "LossHalves",
     "Place",
     "Recorder",
     "Scope",

@@ -37,7 +37,7 @@ _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE_DIRS = tuple({sysconfig.get_paths()[key] + os.sep for key in ("purelib", "platlib")})
 
 
-_PASS, _USER, _BOUNDARY = range(3)
+_PASS, USER, BOUNDARY = range(3)
 
 
 # Two code objects may be equal and stand in different files, so this goes by the file.
@@ -47,11 +47,19 @@ _KINDS: dict[str, int] = {}
 def _kind_of(file: str) -> int:
     """Whether a file is the user's, where nothing further out can be, or to be passed over."""
     if file.startswith(_OWN_DIR):
-        return _PASS if file.startswith(_MODE_PLACES) else _BOUNDARY
+        return _PASS if file.startswith(_MODE_PLACES) else BOUNDARY
     if file.startswith((_TORCH_DIR, "<frozen")):
         return _PASS
     is_library = file.startswith(_STDLIB_DIR) and not file.startswith(_PACKAGE_DIRS)
-    return _PASS if is_library else _USER
+    return _PASS if is_library else USER
+
+
+def kind_of(file: str) -> int:
+    """The same, looked up once per file."""
+    kind = _KINDS.get(file)
+    if kind is None:
+        kind = _KINDS[file] = _kind_of(file)
+    return kind
 
 
 def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]:
@@ -69,9 +77,9 @@ def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]
         kind = _KINDS.get(file)
         if kind is None:
             kind = _KINDS[file] = _kind_of(file)
-        if kind == _USER:
+        if kind == USER:
             return (code, frame.f_lasti), _applier(frame)
-        if kind == _BOUNDARY:
+        if kind == BOUNDARY:
             return None, None
         frame = frame.f_back
     return None, None
@@ -90,11 +98,11 @@ def call_path() -> tuple[Place, ...] | None:
         kind = _KINDS.get(code.co_filename)
         if kind is None:
             kind = _KINDS[code.co_filename] = _kind_of(code.co_filename)
-        if kind == _BOUNDARY:
+        if kind == BOUNDARY:
             return None
         if code.co_filename != _MODULE_FILE:
             path.append((code, frame.f_lasti))
-        if kind == _USER:
+        if kind == USER:
             return tuple(path)
         frame = frame.f_back
     return None

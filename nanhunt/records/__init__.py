@@ -10,16 +10,17 @@ from nanhunt.records.concluded import (
     Ablation, Answer, Finding, Group, ModuleFacts, Report, Reproduction, Run, Sample, Step, Trial,
     Verdict,
 )
+from nanhunt.records.gated import Checked, Difference, Outcome, Status
 from nanhunt.records.measured import (
-    Ancestor, Birth, Frame, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
+    Ancestor, Birth, Frame, HalfOp, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
     Spectrum, TensorFacts, Term, Trace,
 )
 # isort: on
 
 __all__ = [
-    "Ablation", "Ancestor", "Answer", "Birth", "Finding", "Frame", "Group", "Inquiry",
-    "ModuleFacts", "OpEvent", "Operand", "Pace", "Passage", "Phase", "Report", "Reproduction",
-    "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Step", "TensorFacts", "Term", "Trace",
-    "Trial", "Verdict",
+    "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Finding", "Frame", "Group",
+    "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand", "Outcome", "Pace", "Passage", "Phase",
+    "Report", "Reproduction", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
+    "TensorFacts", "Term", "Trace", "Trial", "Verdict",
 ]
 # fmt: on

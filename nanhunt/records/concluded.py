@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.records.measured import Frame, Pace, Phase, Term
+from nanhunt.records.measured import Frame, HalfOp, Pace, Phase, Term
 
 Verdict = Literal["healthy", "culprit", "unexplained", "at_risk"]
 
@@ -61,13 +61,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The gradients of one set of parameters after a backward."""
+    """The gradients of one set of parameters after a backward.
+
+    `error` is their distance from those of an FP64 replay, relative to the norm there (None: not
+    compared).
+    """
 
     name: str
     norm: float
     nonfinite: int
     parameters: int
     without_gradient: int = 0
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,10 @@ class Run:
     """One replay in one line: the variant, what was ablated, and what came out.
 
     `raised` is the error of a variant that could not run. `culprit` is the finding of this very
-    run and `culprit_dtype` the dtype in which that op really ran.
+    run and `culprit_dtype` the dtype in which that op really ran. `stepped` is whether parameters
+    were looked at after an optimizer step, `without_gradient` names the trainable parameters that
+    got none. `loss_ops` counts the ops of the loss, outside of the model, and `half_ops` are those
+    that returned half precision (both None: not watched).
     """
 
     variant: str
@@ -92,6 +100,10 @@ class Run:
     notes: tuple[str, ...] = ()
     ops: int = 0
     seconds: float = 0.0
+    stepped: bool = False
+    without_gradient: tuple[str, ...] = ()
+    loss_ops: int | None = None
+    half_ops: tuple[HalfOp, ...] | None = None
 
     @property
     def nonfinite(self) -> int:
@@ -143,6 +155,11 @@ class Ablation:
         return self.finite and self.mode == "without"
 
 
+# Recipes that are to contribute nothing where there is nothing, and those that drop what they meet.
+_SKIPPING = ("skip_empty", "zero_empty_rows", "zero_infinity", "correction_zero")
+_HIDING = ("saturate", "detach_vectors")
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One replay with one thing changed, to see whether the failure goes away.
@@ -152,9 +169,12 @@ class Trial:
     and `times` is how often the changed calls ran. `loss_change` is relative to the loss as given,
     or to that of `reference` where it was not finite; `gradient_error` is the distance of the
     gradients from those of `reference`, relative to their norm; both are None where there is
-    nothing finite to compare with. `loss_tolerance` and `gradient_tolerance` are what a proof
-    allows. `culprit_after` is what made the next non-finite value, and `raised` the error of a
-    replay that could not run.
+    nothing finite to compare with. `result_change` is how far the results of the changed calls are
+    from what they were, over the elements that were finite, and where no FP64 reference tells,
+    `vanished` counts the parameters whose gradient became exactly 0 and `revived` those whose non-
+    finite gradient became a number other than 0. `loss_tolerance` and `gradient_tolerance` are what
+    a proof allows. `culprit_after` is what made the next non-finite value, and `raised` the error
+    of a replay that could not run.
     """
 
     recipe: str
@@ -169,6 +189,9 @@ class Trial:
     gradient: float = math.nan
     gradient_error: float | None = None
     reference: str = ""
+    result_change: float | None = None
+    vanished: int = 0
+    revived: int = 0
     loss_tolerance: float = 1e-3
     gradient_tolerance: float = 1e-2
     culprit_after: str | None = None
@@ -181,12 +204,37 @@ class Trial:
         return self.recipe == "neutralise"
 
     @property
+    def recipes(self) -> tuple[str, ...]:
+        """The recipes that were applied together."""
+        return tuple(self.recipe.split(" + "))
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether there was anything finite to compare the step with."""
+        return (self.loss_change, self.gradient_error) != (None, None)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether all that failed learns nothing any more, and not because it is to be skipped."""
+        skips = any(recipe in _SKIPPING for recipe in self.recipes)
+        return self.vanished > 0 and not self.revived and not skips
+
+    @property
+    def is_unverified(self) -> bool:
+        """Whether it hides what it meets, and no FP64 gradient shows that nothing was lost."""
+        is_referred = self.gradient_error is not None and self.reference.startswith("fp64")
+        return any(recipe in _HIDING for recipe in self.recipes) and not is_referred
+
+    @property
     def is_proven(self) -> bool:
         """Whether it makes the step finite and leaves what was finite as it was."""
+        changed = self.loss_change if self.is_compared else self.result_change
         return (
             self.finite
             and not self.is_neutralising
-            and (self.loss_change is None or self.loss_change <= self.loss_tolerance)
+            and not self.is_silent
+            and not self.is_unverified
+            and (changed is None or changed <= self.loss_tolerance)
             and (self.gradient_error is None or self.gradient_error <= self.gradient_tolerance)
         )
 
@@ -255,7 +303,8 @@ class Report:
     """The outcome of one investigation; everything a renderer needs.
 
     `headline` says what is non-finite; `precision` what the comparison of the precisions shows;
-    `twins` are pairs of weights whose names are easily confused; `deterministic` is whether two
+    `twins` are pairs of weights whose names are easily confused; `weights` are those that the live
+    objective holds, `configured` those of the configuration; `deterministic` is whether two
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
     tells of those that were, the last one being the one that is reported; `trials` are the replays
     with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
@@ -281,6 +330,8 @@ class Report:
     modules: tuple[ModuleFacts, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
+    configured: tuple[tuple[str, float], ...] = ()
+    seed: int = 0
     deterministic: bool | None = None
     steps: int = 1
     pace: tuple[Pace, ...] = ()

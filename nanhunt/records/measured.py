@@ -164,6 +164,16 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfOp:
+    """An op of the loss that returned half precision: its line, and how often it ran there."""
+
+    op: str
+    dtype: str
+    frame: Frame
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class OpEvent:
     """One aten op as it ran.
 

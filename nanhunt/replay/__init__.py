@@ -5,6 +5,15 @@ terms, `ends` measures before and after. `course` takes several steps in a row, 
 """
 
 from nanhunt.replay.course import Course, take_steps
-from nanhunt.replay.step import INITIAL_SCALE, Change, Replay, blame_terms, replay
+from nanhunt.replay.step import INITIAL_SCALE, Change, Replay, blame_terms, draw_batch, replay
 
-__all__ = ["INITIAL_SCALE", "Change", "Course", "Replay", "blame_terms", "replay", "take_steps"]
+__all__ = [
+    "INITIAL_SCALE",
+    "Change",
+    "Course",
+    "Replay",
+    "blame_terms",
+    "draw_batch",
+    "replay",
+    "take_steps",
+]

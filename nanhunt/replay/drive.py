@@ -1,13 +1,14 @@
 """One step, driven from station to station: loss, gradients, parameters; each is measured."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nanhunt.errors import SubjectError
-from nanhunt.recorder import Recorder, unrecorded
+from nanhunt.recorder import LossHalves, Recorder, unrecorded
 from nanhunt.records import Group, Run, Sink, Term, Trace
 from nanhunt.replay.ends import (
     fingerprint,
@@ -53,6 +54,8 @@ class Drive:
         self.digest = ""
         self.keeps_gradients = False
         self.gradients: dict[str, Tensor] = {}
+        self.halves: LossHalves | None = None
+        self.has_stepped = False
         self._objective: Objective | None = None
         self._loss: Tensor | None = None
 
@@ -145,6 +148,7 @@ class Drive:
             if self.keeps_gradients:
                 self._keep_gradients()
         else:
+            self.has_stepped = True
             named = self.subject.model.named_parameters()
             found = (
                 read_sink("stepped", name, parameter, recorder, order=order)
@@ -211,10 +215,7 @@ class Drive:
             notes.append("the root module was not called as a whole: autocast had no effect")
         # Whether a step of its own has unscaled its gradients by then is not known.
         scale = self.scale or 1.0 if self.subject.train_step is None else 1.0
-        scaled = [
-            Group(g.name, g.norm / scale, g.nonfinite, g.parameters, g.without_gradient)
-            for g in self.groups
-        ]
+        scaled = [replace(group, norm=group.norm / scale) for group in self.groups]
         return Run(
             variant=self.variant.name,
             ablated=self.variant.without,
@@ -225,6 +226,10 @@ class Drive:
             scale=self.scale if self.scale != 1.0 else None,
             notes=tuple(notes),
             ops=ops,
+            stepped=self.has_stepped,
+            without_gradient=self.missing,
+            loss_ops=self.halves.ops if self.halves else None,
+            half_ops=self.halves.found() if self.halves else None,
         )
 
     def tell(self, recorder: Recorder | None) -> tuple[Run, Trace | None]:

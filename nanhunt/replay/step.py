@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
-from nanhunt.recorder import Captured, Kept, Recorder, Scope
+from nanhunt.recorder import Captured, Kept, LossHalves, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
 from nanhunt.replay.objective import read_objective
-from nanhunt.snapshot import preserved, seed_generators
+from nanhunt.snapshot import keep_generators, preserved, seed_generators
 from nanhunt.subject import Subject, told
 from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 
@@ -36,15 +36,32 @@ class Change:
 
     `applied` is entered around the step, with all that it does to the subject put back afterwards.
     The loss is multiplied by `scale` before the backward and the gradients are divided by it again.
-    With `gradients` they are kept.
+    With `gradients` they are kept, and with `halves` the ops of the loss are watched for half
+    precision; neither changes anything.
     """
 
     applied: Callable[[Subject], contextlib.AbstractContextManager[object]] = _nothing
     scale: float | None = None
     gradients: bool = False
+    halves: bool = False
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the step runs as given, and is only looked at more closely."""
+        return self.applied is _nothing and self.scale is None
 
 
 UNCHANGED = Change()
+
+
+def draw_batch(subject: Subject, index: int) -> Any:
+    """A copy of the batch at an index, drawn under the subject's seed."""
+    restore = keep_generators()
+    try:
+        seed_generators(subject.seed)
+        return cast_batch(NATIVE, subject.batch(index))
+    finally:
+        restore()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +182,8 @@ class _Attempt:
                 if recorder:
                     recorder.next_step(subject.step)
                 recording = recorder.recording(subject.model) if recorder else _NOT_RECORDED
+                if self.change.halves:
+                    drive.halves = execution.half.seen = LossHalves(subject.model)
                 with contextlib.closing(captured), recording, self.change.applied(subject):
                     drive.run(self.batch, recorder)
                 run, trace = drive.tell(recorder)
@@ -179,9 +198,9 @@ class _Attempt:
                     captured=captured,
                 )
         except (Exception, SystemExit) as error:
-            if self.change is UNCHANGED and isinstance(error, NanhuntError):
+            if self.change.is_none and isinstance(error, NanhuntError):
                 raise
-            if self.change is UNCHANGED and variant == NATIVE:
+            if self.change.is_none and variant == NATIVE:
                 raise SubjectError(f"the step raised {told(error)}") from error
             run = Run(variant.name, variant.without, raised=told(error))
             return Replay(variant, run)

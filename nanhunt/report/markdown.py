@@ -31,7 +31,9 @@ def plain(words: object) -> str:
     """The words as they read, whatever Markdown would make of them."""
     told = str(words.plain if isinstance(words, Text) else words)
     told = _SPECIAL.sub(r"\\\1", clean(told))
-    return _SCHEMES.sub("\\g<0>\u200b", _CALLS.sub("\\1\u200b", told))  # nothing is linked or called
+    return _SCHEMES.sub(
+        "\\g<0>\u200b", _CALLS.sub("\\1\u200b", told)
+    )  # nothing is linked or called
 
 
 def code(words: str) -> str:

@@ -36,16 +36,30 @@ def proof(trial: Trial) -> str:
     """What a replay with the change showed, in words."""
     if not trial.finite:
         return "raised" if trial.raised else "still non-finite"
-    parts = ["finite"]
+    parts = ["finite", *_compared(trial)]
+    if trial.is_silent:
+        parts.append("every gradient that failed is exactly 0: nothing is learnt there")
+    elif trial.vanished:
+        noun = "parameter gets" if trial.vanished == 1 else "parameters get"
+        parts.append(f"{trial.vanished} {noun} a gradient of exactly 0")
+    if trial.is_unverified:
+        parts.append("what it drops cannot be compared")
+    return ", ".join(parts)
+
+
+def _compared(trial: Trial) -> Iterator[str]:
     if trial.loss_change is not None:
-        parts.append(f"loss {'as before' if trial.loss_change == 0 else change(trial)}")
+        yield f"loss {'as before' if trial.loss_change == 0 else change(trial)}"
     if trial.gradient_error is not None:
         agrees = trial.gradient_error <= trial.gradient_tolerance
         verb = "agrees with" if agrees else "differs from"
-        parts.append(f"gradient {verb} {trial.reference}: {number(trial.gradient_error)}")
-    elif trial.reference == "":
-        parts.append("no finite FP64 gradient to compare with")
-    return ", ".join(parts)
+        yield f"gradient {verb} {trial.reference}: {number(trial.gradient_error)}"
+    else:
+        yield "no finite gradient to compare with"
+    if not trial.is_compared and trial.result_change is not None:
+        same = trial.result_change <= trial.loss_tolerance
+        amount = f"changed by {number(100 * trial.result_change)} %"
+        yield f"finite results {'as before' if same else amount}"
 
 
 def change(trial: Trial) -> str:

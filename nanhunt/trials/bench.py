@@ -14,6 +14,7 @@ from nanhunt.recorder import Scope
 from nanhunt.records import Run, Trial
 from nanhunt.replay import Change, Replay, replay
 from nanhunt.subject import Subject
+from nanhunt.trials import agreement
 from nanhunt.trials.trying import NO_PATCH, Patch, Trying
 from nanhunt.variants import NATIVE, VARIANTS
 
@@ -21,7 +22,6 @@ from nanhunt.variants import NATIVE, VARIANTS
 _HALF = ("float16", "bfloat16")
 _LOSS_TOLERANCE = {True: 1e-2, False: 1e-3}
 _GRADIENT_TOLERANCE = {True: 0.1, False: 1e-2}
-_SMALLEST = 1e-6  # a loss below this is compared as if it were as large
 
 Applied: TypeAlias = Callable[[Subject], contextlib.AbstractContextManager[object]]
 
@@ -78,8 +78,11 @@ class Bench:
     native: Run
     dtype: str  # of the culprit
     ties: tuple[Patch, ...] = ()  # two ways to split the ties of a decomposition
+    stable: Patch = NO_PATCH  # a stable form of the call, if one is known
     fails_in_fp64: bool = False  # as a replay has shown
+    is_after_backward: bool = False  # what is changed comes after loss and gradients
     _reference: "Reference | None" = field(default=None, init=False)
+    _native: Mapping[str, Tensor] | None = field(default=None, init=False)
 
     def try_out(self, candidate: Candidate, *, recorded: bool = False) -> Outcome:
         """Replay the step with a change and compare it with the step as given."""
@@ -97,6 +100,7 @@ class Bench:
             trial,
             change=", ".join([candidate.told, *forms]),
             times=calls.times,
+            result_change=calls.result_change,
             seconds=time.perf_counter() - start,
         )
         return Outcome(trial, done, calls)
@@ -112,45 +116,78 @@ class Bench:
             before=before,
             after=after,
             loss=run.loss,
-            loss_change=_relative(run.loss, self.native.loss) if is_whole else None,
             gradient=math.hypot(*(group.norm for group in run.groups)),
             loss_tolerance=_LOSS_TOLERANCE[is_half],
             gradient_tolerance=_GRADIENT_TOLERANCE[is_half],
             raised=run.raised,
         )
-        if not run.is_finite or not is_whole:
+        if not is_whole or self.is_after_backward:
             return trial
+        trial = replace(trial, loss_change=agreement.loss_change(run, self.native))
+        if not run.is_finite:
+            return trial
+        return self._compared(trial, done) or self._beside(trial, done)
+
+    def _compared(self, trial: Trial, done: Replay) -> Trial | None:
+        """The trial beside the reference; None where there is nothing to agree with."""
         reference = self._referred()
         if not reference.gradients:
-            return trial
-        error = _distance(done.gradients, reference.gradients)
+            return None
+        error = self._distance(done.gradients, reference.gradients)
         if reference.is_split and error > trial.gradient_tolerance and self._is_arbitrary():
-            return trial
+            return None
         if trial.loss_change is None:
-            trial = replace(trial, loss_change=_relative(run.loss, reference.loss))
+            trial = replace(trial, loss_change=agreement.relative(done.run.loss, reference.loss))
         return replace(trial, gradient_error=error, reference=reference.name)
 
+    def _beside(self, trial: Trial, done: Replay) -> Trial:
+        """The trial beside the step as given: what was finite of its gradients is to stay."""
+        native = self._natively()
+        vanished, revived = agreement.fates(done.gradients, native)
+        trial = replace(trial, vanished=vanished, revived=revived)
+        kept = agreement.survivors(native)
+        if not kept:
+            return trial
+        given, expected = (agreement.of_survivors(g, kept) for g in (done.gradients, native))
+        error = self._distance(given, expected)
+        return replace(trial, gradient_error=error, reference="native, where finite")
+
+    def _natively(self) -> Mapping[str, Tensor]:
+        if self._native is None:
+            change = Change(gradients=True)
+            self._native = replay(
+                self.subject, self.batch, NATIVE, scope=None, change=change
+            ).gradients
+        return self._native
+
+    def _distance(self, gradients: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+        return agreement.distance(gradients, others, is_half=self.dtype in _HALF)
+
     def _referred(self) -> "Reference":
-        """Finite gradients in FP64 of the step as given, else of one whose ties are split."""
+        """Finite gradients in FP64: of the step as given, with ties split, or in a stable form."""
         if self._reference is None:
             fails = self.fails_in_fp64
             self._reference = _NO_REFERENCE if fails else self._in_fp64("fp64", NO_PATCH)
             if not self._reference.gradients and self.ties:
                 self._reference = self._in_fp64("fp64, ties split", self.ties[0])
+            if not self._reference.gradients and self.stable is not NO_PATCH:
+                self._reference = self._in_fp64("fp64, stable form", self.stable)
         return self._reference
 
     def _is_arbitrary(self) -> bool:
         """Whether it depends on how ties are split; there is no gradient to agree with then."""
         one, other = self._referred(), self._in_fp64("", self.ties[1])
-        if _distance(other.gradients, one.gradients) < _GRADIENT_TOLERANCE[False]:
+        if self._distance(other.gradients, one.gradients) < _GRADIENT_TOLERANCE[False]:
             return False
         self._reference, self.ties = _NO_REFERENCE, ()
         return True
 
     def _in_fp64(self, name: str, patch: Patch) -> "Reference":
-        change = Change(Trying(patch).entered, gradients=True)
+        calls = Trying(patch)
+        change = Change(calls.entered, gradients=True)
         done = replay(self.subject, self.batch, VARIANTS["fp64"], scope=None, change=change)
-        if not done.run.is_finite or not self._fits(done.gradients):
+        is_met = patch is NO_PATCH or calls.times > 0
+        if not is_met or not done.run.is_finite or not self._fits(done.gradients):
             return _NO_REFERENCE
         return Reference(name, done.gradients, done.run.loss, is_split=bool(patch.edits))
 
@@ -180,25 +217,3 @@ def _both(calls: Trying, applied: Applied | None) -> Applied:
             yield
 
     return entered
-
-
-def _relative(loss: float, before: float) -> float | None:
-    if not math.isfinite(before) or not math.isfinite(loss):
-        return None
-    return abs(loss - before) / max(abs(before), _SMALLEST)
-
-
-def _distance(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """The norm of the difference over the norm, all gradients together."""
-    apart, norm = 0.0, 0.0
-    for name, expected in reference.items():
-        wide = expected.to(_double(expected))
-        norm += float(wide.abs().square().sum())
-        given = gradients.get(name)
-        difference = wide if given is None else given.to(wide.dtype) - wide
-        apart += float(difference.abs().square().sum())
-    return math.sqrt(apart / norm) if norm else math.sqrt(apart)
-
-
-def _double(tensor: Tensor) -> torch.dtype:
-    return torch.complex128 if tensor.is_complex() else torch.float64

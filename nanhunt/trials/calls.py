@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from nanhunt.recorder import Place, Recorder, call_path
 
 _TORCH_DIR = str(Path(torch.__file__).parent)
+_OVERRIDES = torch.overrides.__file__
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class CallMode(TorchFunctionMode):
         path = call_path()
         if path is None:  # the backward, say, in which the user's own functions run again
             return self.proceed(Call(_NOWHERE, func, args, kwargs or {}))
+        path = _outside(func, path)
         name = func.__name__.strip("_")
         site = Site(name, path, tuple((id(code), offset) for code, offset in path))
         recorder = _recorder()
@@ -116,6 +118,18 @@ class CallMode(TorchFunctionMode):
                 return inside(*call.args, **call.kwargs)
         finally:
             self._open.pop()
+
+
+def _outside(func: Callable[..., Any], path: tuple[Place, ...]) -> tuple[Place, ...]:
+    """The calls without those in which a composite of torch asks whether a mode is there."""
+    own = getattr(func, "__code__", None)
+    first = 0
+    while first < len(path) - 1:
+        code = path[first][0]
+        if code is not own and code.co_filename != _OVERRIDES:
+            break
+        first += 1
+    return path[first:]
 
 
 def _recorder() -> Recorder | None:

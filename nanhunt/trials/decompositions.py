@@ -107,10 +107,13 @@ class _Svd(torch.autograd.Function):
         inside = (a - a.mH) * inverse * values[..., None, :]
         inside = inside + values[..., None] * (b - b.mH) * inverse
         inside = inside + torch.diag_embed(of_values).to(inside.dtype)
-        result = left @ inside @ right
         largest = values.amax(-1, keepdim=True)
         is_null = values <= _ROUNDING * torch.finfo(values.dtype).eps * count * largest
         inverted = torch.where(is_null, 0.0, 1.0 / torch.where(is_null, 1.0, values))
+        if left.is_complex():  # the phase of a pair of vectors, which one side alone may turn
+            phase = (a - a.mH).diagonal(dim1=-2, dim2=-1) / 2
+            inside = inside + torch.diag_embed(phase * inverted)
+        result = left @ inside @ right
         # What leaves the subspaces, where the matrix is not square.
         outer = (of_left - left @ a) * inverted[..., None, :]
         other = inverted[..., None] * (of_right - b.mH @ right)

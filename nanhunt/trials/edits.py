@@ -158,7 +158,13 @@ _MARGIN: Mapping[str, tuple[float, ...]] = {
     "bfloat16": (8e-3, 3e-2),
     "float16": (1e-3, 1e-2),
 }
-_TOP = {"float64": 700.0, "float32": 80.0, "bfloat16": 80.0, "float16": 10.0}
+# The largest argument of an exponential, and one that leaves room for a sum.
+_TOP: Mapping[str, tuple[float, ...]] = {
+    "float64": (709.0, 700.0),
+    "float32": (88.0, 80.0),
+    "bfloat16": (88.0, 80.0),
+    "float16": (11.0, 10.0),
+}
 
 _POSITIVE = frozenset(
     [
@@ -183,7 +189,7 @@ _SOLVERS = frozenset(
         *("linalg_solve", "linalg_inv", "inverse", "linalg_cholesky", "cholesky", "linalg_det"),
         *("det", "logdet", "slogdet", "linalg_slogdet", "linalg_solve_triangular"),
         *("linalg_inv_ex", "linalg_cholesky_ex", "linalg_solve_ex", "triangular_solve"),
-        *("cholesky_solve"),
+        "cholesky_solve",
     )
 )
 _PICKING = frozenset(["nll_loss", "cross_entropy", "nll_loss_nd", "cross_entropy_loss"])
@@ -242,6 +248,7 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
             ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
         ),
     ),
+    (frozenset(["xlogy"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
     (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
     (
         _DIVISIONS | {"atan2", "hypot", "fmod", "remainder"},
@@ -270,12 +277,12 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
 
 
 def _of_argument(
-    name: str, eps: tuple[float, ...], margin: tuple[float, ...], top: float
+    name: str, eps: tuple[float, ...], margin: tuple[float, ...], top: tuple[float, ...]
 ) -> Iterator[Edit]:
     """Keep the argument away from where the function, or its derivative, is not finite."""
     for names, edits in _ARGUMENTS:
         for recipe, target, text in edits if name in names else ():
-            steps = eps if "<e>" in text else margin if "<m>" in text else (top,)
+            steps = eps if "<e>" in text else margin if "<m>" in text else top
             for step in steps:
                 number = f"{step:g}"
                 filled = text.replace("<e>", number).replace("<m>", number).replace("<top>", number)
@@ -301,11 +308,11 @@ def _of_reduction(name: str) -> Iterator[Edit]:
 def _of_matrices(name: str, eps: tuple[float, ...]) -> Iterator[Edit]:
     if name in ("linalg_qr", "qr"):
         for e in (1e-5, 1e-3):
-            text = f"{{x}} + {e:g} * torch.eye(*{{x}}.shape[-2:], dtype={{x}}.dtype)"
+            text = f"{{x}} + {e:g} * torch.eye(*{{x}}.shape[-2:]).to({{x}})"
             yield Edit("diagonal_loading", "x", text)
     if name in _SOLVERS:
         for e in eps:
-            text = f"{{x}} + {e:g} * torch.eye({{x}}.shape[-1], dtype={{x}}.dtype)"
+            text = f"{{x}} + {e:g} * torch.eye({{x}}.shape[-1]).to({{x}})"
             yield Edit("diagonal_loading", "x", text)
     if name in ("linalg_eigh", "symeig", "linalg_svd", "svd", "linalg_eig"):
         if name != "linalg_eig":

@@ -8,6 +8,7 @@ from nanhunt.trials.calls import Site
 from nanhunt.trials.edits import OTHER_NAMES, Edit
 
 _MODULES = frozenset(["torch", "F", "functional", "nn", "special", "linalg", "fft"])
+_SIMPLE = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 
 
 def rewritten(site: Site, edit: Edit) -> tuple[str, str] | None:
@@ -47,13 +48,14 @@ def _changed(segment: str, name: str, edit: Edit) -> str | None:
         return None
     if edit.target == "call":
         x = ast.unparse(operands[0]) if operands else "x"
-        return edit.text.format(call=segment, x=x)
+        call = segment if isinstance(node, _SIMPLE) else f"({segment})"
+        return _closed(edit.text.format(call=call, x=x))
     if edit.target == "keyword":
         return _with_keyword(node, edit.text)
     position = ("x", "y").index(edit.target)
     if position >= len(operands):
         return None
-    return _spliced(segment, operands[position], edit)
+    return _spliced(segment, node, operands[position], edit)
 
 
 def _operands(node: ast.expr, name: str) -> list[ast.expr] | None:
@@ -76,16 +78,27 @@ def _is_module(node: ast.expr) -> bool:
     return last in _MODULES
 
 
-def _spliced(segment: str, operand: ast.expr, edit: Edit) -> str | None:
+def _spliced(segment: str, node: ast.expr, operand: ast.expr, edit: Edit) -> str | None:
     text = f"({segment})".encode()
     start, end = operand.col_offset, operand.end_col_offset
     if start is None or end is None:
         return None
+    is_argument = isinstance(node, ast.Call) and operand in node.args
+    # Brackets around what is no argument are its own.
+    is_closed = not is_argument and (text[start - 1 : start], text[end : end + 1]) == (b"(", b")")
+    if is_closed:
+        start, end = start - 1, end + 1
     own = text[start:end].decode()
-    is_simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
-    held = own if is_simple else f"({own})"
+    held = own if is_closed or isinstance(operand, _SIMPLE) else f"({own})"
     new = edit.text.format(**{edit.target: held})
+    new = new if is_argument else _closed(new)
     return (text[:start] + new.encode() + text[end:]).decode()[1:-1]
+
+
+def _closed(text: str) -> str:
+    """A text that can stand anywhere in an expression."""
+    node = ast.parse(text, mode="eval").body
+    return text if isinstance(node, _SIMPLE) else f"({text})"
 
 
 def _with_keyword(node: ast.expr, text: str) -> str | None:

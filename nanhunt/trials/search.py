@@ -52,6 +52,7 @@ class Search:
         """Try changes against a culprit until one is proven."""
         dtype, fails = lead.finding.dtype, self.fails_in_fp64
         bench = Bench(self.subject, self.batch, self.native, dtype, fails_in_fp64=fails)
+        bench.is_after_backward = lead.finding.phase == "optimizer"
         self._descend(bench, lead, None)
 
     def _descend(self, bench: Bench, lead: "Lead", base: Candidate | None, depth: int = 1) -> bool:
@@ -59,6 +60,8 @@ class Search:
         if base_name(lead.finding.op) in _DECOMPOSITIONS and lead.sites:
             texts = (f"split({{x}}, {seed})" for seed in (0, 1))
             bench.ties = tuple(Patch({lead.sites[0]: Edit("", "x", t)}) for t in texts)
+        if lead.sites and base is None:
+            bench.stable = Patch({}, lead.sites[0])
         failed: list[Candidate] = []
         is_cured = False
         for candidate in self._candidates(lead):

@@ -1,6 +1,7 @@
 """A step with some of its calls changed: the mode that a trial runs under."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ class Patch:
 
 NO_PATCH = Patch()
 
+_CHANGING = frozenset(["batch_norm", "instance_norm"])  # they write to running statistics
+
 
 class Trying(CallMode):
     """Runs a step with a patch, and notes where it took hold."""
@@ -40,6 +43,12 @@ class Trying(CallMode):
         self._descended: dict[int, Any] = {}  # tensors that the avoided call took part in
         self.times = 0
         self.forms: dict[Site, str] = {}  # where a stable form stood in, and which
+        self._apart = self._size = 0.0  # squares, over results that were finite
+
+    @property
+    def result_change(self) -> float | None:
+        """How far the results of edited calls are from what they were, where that was finite."""
+        return math.sqrt(self._apart / self._size) if self._size else None
 
     def meet(self, call: Call) -> Any:
         """What a call returns, changed where the patch says so."""
@@ -59,11 +68,23 @@ class Trying(CallMode):
                 with _no_autocast(call):
                     value = edit.apply(call, self._widened)
             else:
+                before = _as_it_was(call)
                 value = edit.apply(call, self.proceed)
+                self._measure(before, value)
         except DoesNotApplyError:
             return self.proceed(call)
         self.times += 1
         return value
+
+    def _measure(self, before: Tensor | None, value: Any) -> None:
+        if before is None or not isinstance(value, Tensor) or value.shape != before.shape:
+            return
+        with torch.no_grad(), contextlib.suppress(RuntimeError):  # vmap lets no number out
+            wide = torch.complex128 if before.is_complex() else torch.float64
+            kept = before.isfinite()
+            was, now = (torch.where(kept, t, 0).to(wide) for t in (before, value))
+            self._apart += float((now - was).abs().square().sum())
+            self._size += float(was.abs().square().sum())
 
     def _widened(self, call: Call) -> Any:
         """A call whose operands may have come to differ in their dtype."""
@@ -96,11 +117,32 @@ class Trying(CallMode):
         return value
 
 
+def _as_it_was(call: Call) -> Tensor | None:
+    """What a call would have returned; None where to ask twice would change something."""
+    name = getattr(call.func, "__name__", "")
+    writes = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    if writes or "out" in call.kwargs or name in _CHANGING:
+        return None
+    generator = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            value = call.func(*call.args, **call.kwargs)
+    except RuntimeError:
+        return None
+    finally:
+        torch.set_rng_state(generator)
+    return value.detach().clone() if _is_inexact(value) else None
+
+
 def _form(formulas: Formulas, formula: Formula) -> tuple[Tensor, str] | None:
     try:
         return stable_form(formulas, formula)
     except (RuntimeError, TypeError, IndexError):
         return None  # its operands are not what the rule is about
+
+
+def _is_inexact(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _is_floating(value: Any) -> bool:

@@ -82,7 +82,7 @@ def _plot_sources(table: Table, sources: int, folder: Path) -> Path:
         axis.semilogy([b.snr_db for b in bounds], limit, "k--", label="0.674 sqrt(CRB)")
         axis.set(xlabel="SNR, dB", ylabel=label, title=f"K = {sources}")
         axis.grid(visible=True, which="both", alpha=0.3)
-    axes[-1].legend(fontsize="x-small")
+    axes[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _save(figure, folder / f"errors-k{sources}.png")
 
 

@@ -201,7 +201,7 @@ def test_bound_of_the_small_surface(draw_scenes, sources, expected):
     """At 10 dB, within 10 %."""
     rician = {"rician_min": -18.0, "rician_max": -10.0}
     batch = draw_scenes(
-        SMALL, sources=sources, size=1000 // sources, snr_min=10.0, snr_max=10.0, **rician
+        SMALL, sources=sources, size=800 // sources, snr_min=10.0, snr_max=10.0, **rician
     )
     sigma = bound_batch(batch, SMALL, sources=sources).flatten(0, 1).median(0).values
     found = [math.degrees(sigma[0]), math.degrees(sigma[1]), sigma[2].item()]
@@ -214,7 +214,7 @@ def test_bound_of_the_small_surface(draw_scenes, sources, expected):
 )
 def test_bound_of_the_full_surface(draw_scenes, sources, expected):
     """Angles at 5 dB, within 10 %."""
-    batch = draw_scenes(FULL, sources=sources, size=60 // sources + 20, snr_min=5.0, snr_max=5.0)
+    batch = draw_scenes(FULL, sources=sources, size=50 // sources + 16, snr_min=5.0, snr_max=5.0)
     sigma = bound_batch(batch, FULL, sources=sources).flatten(0, 1).median(0).values
     found = [math.degrees(sigma[0]), math.degrees(sigma[1])]
     assert found == pytest.approx(expected, rel=0.1)
@@ -247,7 +247,7 @@ def test_knowing_that_sources_are_coherent_lowers_the_bound(scene):
 
 def test_errors_of_the_fit_are_those_of_the_bound(draw_scenes):
     """At 15 dB the squared errors over the bound average to 1."""
-    batch = draw_scenes(SMALL, sources=1, size=300, snr_min=15.0, snr_max=15.0)
+    batch = draw_scenes(SMALL, sources=1, size=200, snr_min=15.0, snr_max=15.0)
     measurements = lay_out_batch(batch, SMALL)
     true = place_points(batch.points[:, :1])
     found, _ = refine(measurements, true[:, None], steps=6)

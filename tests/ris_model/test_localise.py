@@ -53,7 +53,7 @@ def test_number_and_places_at_10_db(draw_scenes, sources):
 def test_coherent_sources_are_told_and_found(draw_scenes):
     """One symbol for all snapshots: the covariance of the snapshots' sources has rank 1."""
     snr = {"snr_min": 15.0, "snr_max": 15.0}
-    batch = draw_scenes(SMALL.scenario, sources=2, size=64, coherent=True, **snr)
+    batch = draw_scenes(SMALL.scenario, sources=2, size=48, coherent=True, **snr)
     answer, figures = locate(batch)
     assert answer.coherent.float().mean() > 0.9
     assert figures.outliers <= 0.05

@@ -39,7 +39,7 @@ def test_cost_of_the_reference_is_the_cost_of_the_fit(draw_scenes):
 @pytest.mark.parametrize("sources", [1, 2])
 def test_reference_finds_the_sources(draw_scenes, sources):
     """At 20 dB within a fraction of a degree, and at a cost no higher than the truth's."""
-    batch = draw_scenes(SMALL, sources=sources, size=6, snr_min=20.0, snr_max=20.0)
+    batch = draw_scenes(SMALL, sources=sources, size=3, snr_min=20.0, snr_max=20.0)
     measurements = lay_out_batch(batch, SMALL)
     places = fit_reference(measurements, sources=sources)
     figures = judge(batch, name_places(places), batch.count)

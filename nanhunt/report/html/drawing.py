@@ -26,7 +26,7 @@ INK, FAINT, LINE, PANEL = "#1b2330", "#5f6b7a", "#c9d1da", "#f3f5f8"
 BAD, BAD_SOFT, COOL, WARM = "#c62f2f", "#fbe9e8", "#2b6cb0", "#b7791f"
 PIXEL = 1 / 72  # SVG points; the page scales them
 LETTER = 0.62  # width of a monospaced letter, in font sizes
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "monospace",
@@ -41,7 +41,8 @@ def _drawn(figure: Figure, name: str, label: str) -> Markup:
     file = io.StringIO()
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own
-        FigureCanvasSVG(figure).print_svg(file, metadata=_NO_METADATA)
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(file, metadata=_NO_METADATA)
     svg = file.getvalue()
     size = figure.get_size_inches() / PIXEL
     opening = Markup(
@@ -54,7 +55,7 @@ def _drawn(figure: Figure, name: str, label: str) -> Markup:
 
 
 def _sheet(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of so many pixels, and axes without anything, whose units are pixels from the top."""
+    """A figure of so many pixels, and axes without anything, in pixels from the top."""
     figure = Figure(figsize=(width * PIXEL, height * PIXEL), facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1), frameon=False)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -111,25 +112,18 @@ class _Box(NamedTuple):
 
 def _boxes(finding: Finding) -> Iterator[_Box]:
     """The culprit, then each station; of a very long way the middle is counted only."""
-    found = stations(finding.path)
     inside = short(finding.formula_op or "")
     head = " → ".join(filter(None, [finding.node or short(finding.op), inside]))
     place = f"{finding.file}:{finding.line}" if finding.file else finding.where or ""
     yield _Box(head, place or "line of code not known", is_module=False)
-    rest = found[1:] if found and _is_culprit(found[0][1][0], finding) else found
+    rest = stations(finding.path)[1:]  # the way starts at the culprit
     if len(rest) > MOST:
         cut = len(rest) - MOST + 1
-        middle = [(f"… {cut} more stations …", [])]
-        rest = [*rest[: MOST - 5], *middle, *rest[len(rest) - 4 :]]
+        middle: tuple[str, list[Step]] = (f"… {cut} more stations …", [])
+        rest = [*rest[: MOST - 5], middle, *rest[len(rest) - 4 :]]
     for name, steps in rest:
         ops = " → ".join(dict.fromkeys(step.node or short(step.op) for step in steps))
         yield _Box(name, ops, is_module=bool(steps and steps[0].module))
-
-
-def _is_culprit(step: Step, finding: Finding) -> bool:
-    """Whether the way starts at the culprit's own line, which has its box."""
-    frame = step.frame
-    return frame is not None and (frame.file, frame.line) == (finding.file, finding.line)
 
 
 def _draw_box(axes: Any, box: _Box, where: tuple[float, float, float], *, is_first: bool) -> None:
@@ -168,7 +162,7 @@ def _draw_groups(axes: Any, groups: Sequence[tuple[str, int, int]], top: float) 
         high = top + 26 + (i // abreast) * (BOX + 10)
         if i < abreast:
             _draw_arrow(axes, (WIDTH / 2, top), (left + width / 2, high))
-        style = {"boxstyle": "round,pad=0,rounding_size=10", "lw": 1.2}
+        style: Any = {"boxstyle": "round,pad=0,rounding_size=10", "lw": 1.2}
         part = width * min(max(count / max(total, 1), 0.0), 1.0)
         axes.add_patch(FancyBboxPatch((left, high), width, BOX, fc=PANEL, ec=LINE, **style))
         if part > 4:

@@ -78,5 +78,7 @@ def _finite(groups: tuple[Group, ...]) -> Field:
 
 
 def _nonfinite(groups: tuple[Group, ...]) -> Field:
-    count, total = (sum(x) for x in zip(*((g.nonfinite, g.parameters) for g in groups), strict=True))
+    count, total = (
+        sum(x) for x in zip(*((g.nonfinite, g.parameters) for g in groups), strict=True)
+    )
     return Field("nonfinite", "non-finite", share(groups), count / max(total, 1))

@@ -1,12 +1,10 @@
 """The page: what the template needs, put together from the words and tables of the other forms."""
 
 import html
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nanhunt.places import code_of
-from nanhunt.records import Finding, ModuleFacts, Report, Trial
+from nanhunt.records import Finding, Report, Trial
 from nanhunt.report import tables, trials, verdict
 from nanhunt.report.html.heat import heat_map
 from nanhunt.report.html.markup import change, code, marked, safe
@@ -39,7 +37,9 @@ def render(report: Report) -> str:
         risks=[*map(marked, verdict.risks(report))],
         unplaced=[] if report.culprits else [*map(marked, verdict.unplaced(report))],
         fix=_fix(report),
-        cures=[(name, marked(text)) for name, text in map(verdict.removal, verdict.removals(report))],
+        cures=[
+            (name, marked(text)) for name, text in map(verdict.removal, verdict.removals(report))
+        ],
         cure_unsought=verdict.NO_CURE_SOUGHT if verdict.is_cure_unsought(report) else "",
         advice=verdict.advice(report),
         repro=sentence(report),
@@ -227,7 +227,7 @@ def _modules(report: Report) -> list[_Module]:
     ]
 
 
-def _flow(counts: ModuleFacts | Any) -> list[tuple[str, str, int]]:
+def _flow(counts: Sequence[tuple[str, int]]) -> list[tuple[str, str, int]]:
     """The dtypes of a module's ops, each with the class that colours it."""
     return [(short_dtype(dtype), _shade(dtype), count) for dtype, count in counts]
 

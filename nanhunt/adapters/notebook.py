@@ -4,13 +4,17 @@ Records never render, so `Report` has no `_repr_html_`: IPython is told by the n
 one is shown, and nothing is imported before one is.
 """
 
+import sys
 from typing import Any
 
 from nanhunt.records import Report
 
 
-def register(shell: Any) -> None:
-    """Tell an IPython shell how reports are shown: as a page, and as a few lines of text."""
+def register() -> None:
+    """Tell the running IPython shell how reports are shown: as a page, and in a few lines."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return
     formatters = shell.display_formatter.formatters
     home = (Report.__module__, Report.__qualname__)
     formatters["text/html"].for_type_by_name(*home, _page)

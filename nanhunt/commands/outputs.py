@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nanhunt.commands.screen import check_folder
 from nanhunt.errors import UsageError
 from nanhunt.records import Report
 
@@ -18,14 +19,6 @@ Markdown = Annotated[
     Path | None,
     typer.Option("--markdown", help="Write the report there as Markdown, for an issue."),
 ]
-
-
-def check_folder(option: str, path: Path | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
-    if path is not None and path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; name a file in it")
 
 
 def check_files(**files: Path | None) -> None:
