@@ -1,5 +1,6 @@
 """nanhunt: which operation first made a non-finite value, on which line, why, and what cures it."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,11 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Finding": "nanhunt.records",
-    "NanhuntError": "nanhunt.errors",
-    "NonFiniteError": "nanhunt.errors",
-    "Report": "nanhunt.records",
-    "Subject": "nanhunt.subject",
-    "Variant": "nanhunt.variants",
-    "detect": "nanhunt.guarding",
-    "hunt": "nanhunt.hunting",
+    "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
+    "NonFiniteError": "nanhunt.errors", "Report": "nanhunt.records", "Subject": "nanhunt.subject",
+    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "hunt": "nanhunt.hunting",
     "load": "nanhunt.store",
-}
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -38,3 +34,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "IPython" in sys.modules:  # a report shows itself in a notebook
+    import_module("nanhunt.adapters.notebook").register()

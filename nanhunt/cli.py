@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from nanhunt.commands import add_to
-from nanhunt.commands.screen import check_folder, progress, wide_console
+from nanhunt.commands.outputs import Html, Markdown, check_files, write_pages
+from nanhunt.commands.screen import progress, wide_console
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.records import Finding, Report
 
@@ -104,6 +105,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     seeds: Annotated[int, typer.Option(help="Replay so many other initialisations.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write the report there as well.")] = None,
+    html: Html = None,
+    markdown: Markdown = None,
     events: _Events = None,
     modules: _Modules = False,
     harmless: _Harmless = False,
@@ -113,7 +116,7 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     exit_code: _ExitCode = False,
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
-    _check_files(json, events)
+    check_files(json=json, events=events, html=html, markdown=markdown)
     _check_steps(seeds, steps)
     with progress() as tell:
         tell("torch")
@@ -147,20 +150,31 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         save(trace, events)
     _tell_missing(report, repro)
     more = _chosen(modules=modules, harmless=harmless)
-    _deliver(report, json, exit_code=exit_code, more=more)
+    if json is not None:
+        from nanhunt import store
+
+        store.save(report, json)
+    _print(report, "terminal", *more)
+    write_pages(report, html=html, markdown=markdown)
+    _leave(report, exit_code=exit_code)
 
 
 @app.command()
 def show(
     report: Annotated[Path, typer.Argument(help="A report saved with --json.")],
     *,
+    html: Html = None,
+    markdown: Markdown = None,
     modules: _Modules = False,
     harmless: _Harmless = False,
 ) -> None:
-    """Print a saved report again; torch is not needed."""
+    """Print a saved report again, or write it in another form; torch is not needed."""
     from nanhunt import store
 
-    _print(store.load(report), "terminal", *_chosen(modules=modules, harmless=harmless))
+    check_files(html=html, markdown=markdown)
+    loaded = store.load(report)
+    _print(loaded, "terminal", *_chosen(modules=modules, harmless=harmless))
+    write_pages(loaded, html=html, markdown=markdown)
 
 
 @app.command("repro")
@@ -290,15 +304,6 @@ def _names(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
-def _check_files(json: Path | None, events: Path | None) -> None:
-    check_folder("--json", json)
-    check_folder("--events", events)
-    if events is not None:
-        from nanhunt.report.events import check_format
-
-        check_format(events)
-
-
 def _check_steps(seeds: int, steps: int) -> None:
     if seeds and steps > 1:
         raise UsageError(
@@ -313,13 +318,8 @@ def _tell_missing(report: Report, repro: Path | None) -> None:
         typer.echo(f"nothing written to {repro}: the step as given has no culprit")
 
 
-def _deliver(report: Report, json: Path | None, *, exit_code: bool, more: list[str]) -> None:
-    """Save and print a report, and leave with the code that it deserves."""
-    if json is not None:
-        from nanhunt import store
-
-        store.save(report, json)
-    _print(report, "terminal", *more)
+def _leave(report: Report, *, exit_code: bool) -> None:
+    """Leave with the code that a report deserves, where that was asked for."""
     if exit_code and report.deterministic is False:
         raise typer.Exit(NOT_REPRODUCIBLE)
     if exit_code and report.verdict in ("culprit", "unexplained"):

@@ -39,3 +39,18 @@ def told_finding(finding: Finding) -> Finding:
             for step in finding.path
         ),
     )
+
+
+def code_of(finding: Finding) -> list[str]:
+    """The lines of the Python file of a finding, where it is at hand and still reads so.
+
+    Empty where the line is no longer what the report says, or was never known: a report may come
+    from elsewhere, and nothing but the code that it speaks of is to be read for it.
+    """
+    if not finding.file or not finding.line or not finding.source:
+        return []
+    lines = linecache.getlines(finding.file) if finding.file.endswith(".py") else []
+    if not 0 < finding.line <= len(lines):
+        return []
+    is_same = lines[finding.line - 1].strip() == finding.source.strip()
+    return lines if is_same else []

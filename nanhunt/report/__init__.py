@@ -19,6 +19,9 @@ FORMS: Mapping[str, str] = MappingProxyType(
         "terminal": "nanhunt.report.terminal",
     }
 )
+FILES: Mapping[str, str] = MappingProxyType(
+    {"html": "nanhunt.report.html", "markdown": "nanhunt.report.markdown"}
+)
 
 
 def renderer(name: str) -> "Callable[[Report], RenderableType]":
@@ -26,4 +29,10 @@ def renderer(name: str) -> "Callable[[Report], RenderableType]":
     if name not in FORMS:
         raise UsageError(f"{name!r} is no form of a report; known: {', '.join(sorted(FORMS))}")
     render: Callable[[Report], RenderableType] = import_module(FORMS[name]).render
+    return render
+
+
+def writer(name: str) -> Callable[[Report], str]:
+    """The `render` function of the form `name` for a file; only its own module is imported."""
+    render: Callable[[Report], str] = import_module(FILES[name]).render
     return render

@@ -5,7 +5,7 @@ is escaped. Every line is at most as wide as its sheet.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -64,6 +64,18 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """A table that is yet to be laid out, and what is said below it.
+
+    A span takes the place of everything right of its row's first cell.
+    """
+
+    columns: Sequence[Column] = ()
+    spans: Mapping[int, Text] = field(default_factory=dict)
+    below: Sequence[Text] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """Paper of a certain width."""
 
@@ -90,6 +102,11 @@ class Sheet:
             else:
                 rows.append(f"{joint.lstrip()}{part}" if rows else part)
         return [line for row in rows for line in self.wrapped(Text(row))]
+
+    def shown(self, grid: Grid) -> list[Text]:
+        """A table, and the lines below it."""
+        lines = self.tabled(grid.columns, grid.spans) if grid.columns else []
+        return [*lines, *(line for text in grid.below for line in self.wrapped(text))]
 
     def tabled(
         self, columns: Sequence[Column], spans: Mapping[int, Text] | None = None

@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from nanhunt.records import ModuleFacts, Report
-from nanhunt.report.layout import Column, Sheet, clean, number, said
+from nanhunt.report.layout import Column, Grid, Sheet, clean, number, said
 from nanhunt.report.tables import BAD, NONE
 
 AROUND = 8  # modules that a report shows; `--modules` prints all
@@ -33,7 +33,8 @@ class Page:
         if not self.report.modules:
             yield Text("no module of the model was called")
             return
-        yield from module_table(self.report.modules, Sheet(console, options.max_width))
+        sheet = Sheet(console, options.max_width)
+        yield from sheet.shown(module_table(self.report.modules))
 
 
 def around_culprit(report: Report, sheet: Sheet) -> list[Text]:
@@ -45,15 +46,15 @@ def around_culprit(report: Report, sheet: Sheet) -> list[Text]:
         return []
     near = {names.index(name) + step for name in on_way if name in names for step in (-1, 0, 1)}
     rows = [row for i, row in enumerate(report.modules) if i in near][:AROUND]
-    lines = module_table(rows, sheet)
+    lines = sheet.shown(module_table(rows))
     if len(rows) < len(names):
         lines.append(said((f"{len(rows)} of {len(names)} modules; all with --modules", "dim")))
     return lines
 
 
-def module_table(rows: Sequence[ModuleFacts], sheet: Sheet) -> list[Text]:
+def module_table(rows: Sequence[ModuleFacts]) -> Grid:
     """One line per module."""
-    return sheet.tabled(
+    return Grid(
         [
             Column("Modules", [said(row.module) for row in rows]),
             Column("|out| max", [_figure(row.largest) for row in rows]),
@@ -78,4 +79,9 @@ def _nonfinite(row: ModuleFacts) -> Text:
 
 
 def _ops(counts: Sequence[tuple[str, int]]) -> str:
-    return " ".join(f"{count} {_SHORT.get(dtype, clean(dtype))}" for dtype, count in counts) or NONE
+    return " ".join(f"{count} {short_dtype(dtype)}" for dtype, count in counts) or NONE
+
+
+def short_dtype(dtype: str) -> str:
+    """How a dtype is called where room is short."""
+    return _SHORT.get(dtype, clean(dtype))

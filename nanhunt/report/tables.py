@@ -8,7 +8,18 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from nanhunt.records import Ablation, Group, Report, Run
-from nanhunt.report.layout import GAP, Column, Sheet, beside, clean, clipped, number, said, short
+from nanhunt.report.layout import (
+    GAP,
+    Column,
+    Grid,
+    Sheet,
+    beside,
+    clean,
+    clipped,
+    number,
+    said,
+    short,
+)
 
 GOOD, BAD, ODD, FAINT = "green", "red", "yellow", "dim"
 NONE = "–"
@@ -19,21 +30,21 @@ _RAISED_DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TOOK_EFFECT = {True: ("yes", ""), False: ("NO", BAD), None: ("cannot tell", ODD)}
 
 
-def runs(report: Report, sheet: Sheet) -> list[Text]:
+def runs(report: Report, sheet: Sheet) -> Grid:
     """Variants, each as given and ablated; then what is to be said about single runs and all."""
-    lines = _run_table(report.runs, sheet) if report.runs else []
-    lines += sheet.wrapped(said(report.precision)) if report.precision else []
+    grid = _run_table(report.runs, sheet) if report.runs else Grid()
+    below = [*grid.below, *([said(report.precision)] if report.precision else [])]
     without = [g for g in report.native.groups if g.without_gradient] if report.native else []
     if without:
         counts = [f"{g.name} {g.without_gradient}/{g.parameters}" for g in without]
-        lines += sheet.wrapped(said("no gradient at all (native): ", ", ".join(counts)))
-    return lines
+        below.append(said("no gradient at all (native): ", ", ".join(counts)))
+    return replace(grid, below=below)
 
 
-def pace(report: Report, sheet: Sheet) -> list[Text]:
+def pace(report: Report) -> Grid:
     """The steps before the one that is reported, and that one: the last few in a line each."""
     if not report.pace:
-        return []
+        return Grid()
     rows = report.pace[-RECENT:]
     columns = [
         Column(
@@ -46,23 +57,24 @@ def pace(report: Report, sheet: Sheet) -> list[Text]:
     ]
     taken = f"{len(report.pace)} of {report.steps} steps taken"
     ends = "the last one failed" if report.verdict in ("culprit", "unexplained") else "all finite"
-    return [*sheet.tabled(columns, {}), *sheet.wrapped(said(f"{taken}; {ends}"))]
+    return Grid(columns, below=[said(f"{taken}; {ends}")])
 
 
-def ablations(report: Report, sheet: Sheet) -> list[Text]:
+def ablations(report: Report) -> Grid:
     """What was taken out or left alone, whether that took effect, and what came of it."""
     rows = sorted(report.ablations, key=lambda a: (a.mode == "alone", not a.requested))
-    lines = _ablation_table(rows, sheet) if rows else []
+    grid = _ablation_table(rows) if rows else Grid()
+    below = []
     added = [_label(a) for a in rows if not a.requested]
     if added:
-        lines += sheet.wrapped(said("not requested, added by nanhunt: ", ", ".join(added)))
+        below.append(said("not requested, added by nanhunt: ", ", ".join(added)))
     weights = dict(report.weights)
     for pair in report.twins:
         first, second = (
             f"{name} ({number(weights[name])})" if name in weights else name for name in pair
         )
-        lines += sheet.wrapped(said(("near twins: ", ODD), f"{first} and {second} are two weights"))
-    return lines
+        below.append(said(("near twins: ", ODD), f"{first} and {second} are two weights"))
+    return replace(grid, below=below)
 
 
 def diagnosis(report: Report, sheet: Sheet) -> list[Text]:
@@ -105,7 +117,7 @@ def figure(value: float) -> Text:
     return said((number(value), "" if math.isfinite(value) else BAD))
 
 
-def _norm(groups: Sequence[Group]) -> Text:
+def norm(groups: Sequence[Group]) -> Text:
     """The norm of all gradients together."""
     norms = [group.norm for group in groups]
     if not norms:
@@ -113,17 +125,15 @@ def _norm(groups: Sequence[Group]) -> Text:
     return figure(math.nan if any(map(math.isnan, norms)) else math.hypot(*norms))
 
 
-def _run_table(all_runs: Sequence[Run], sheet: Sheet) -> list[Text]:
+def _run_table(all_runs: Sequence[Run], sheet: Sheet) -> Grid:
     """The table and its footnotes."""
     order = list(dict.fromkeys(run.variant for run in all_runs))
     rows = sorted(all_runs, key=lambda r: (order.index(r.variant), bool(r.ablated)))
     marks = _marks(rows)
     names = [said(_name(run), (_mark(run, marks), FAINT)) for run in rows]
     spans = {i: raised(run.raised) for i, run in enumerate(rows) if run.raised is not None}
-    lines = sheet.tabled(_run_columns(rows, names, sheet), spans)
-    for words, mark in marks.items():
-        lines += sheet.wrapped(said((f"{mark} {words}", FAINT)))
-    return lines
+    below = [said((f"{mark} {words}", FAINT)) for words, mark in marks.items()]
+    return Grid(_run_columns(rows, names, sheet), spans, below)
 
 
 def _name(run: Run) -> str:
@@ -153,7 +163,7 @@ def _run_columns(rows: Sequence[Run], names: Sequence[Text], sheet: Sheet) -> li
     """The columns; of the norms, as many as there is room for."""
     groups = list(dict.fromkeys(group.name for run in rows for group in run.groups))
     loss = Column("loss", [_cell(run, figure(run.loss)) for run in rows])
-    total = Column("", [_cell(run, _norm(run.groups)) for run in rows], rank=1)
+    total = Column("", [_cell(run, norm(run.groups)) for run in rows], rank=1)
     norms = [_group_column(name, rows, rank=3 + i) for i, name in enumerate(groups)]
     tail = [
         Column("non-finite", [_cell(run, _count(run)) for run in rows]),
@@ -189,7 +199,7 @@ def _group_column(name: str, rows: Sequence[Run], rank: int) -> Column:
     return Column(clean(name), cells, rank)
 
 
-def _ablation_table(rows: Sequence[Ablation], sheet: Sheet) -> list[Text]:
+def _ablation_table(rows: Sequence[Ablation]) -> Grid:
     """The table; weights and ops have a column where they are known."""
     weights = [_change(a.weight_before, a.weight_after) for a in rows]
     ops = [_change(_sum(a.ops_before), _sum(a.ops_after)) for a in rows]
@@ -205,7 +215,7 @@ def _ablation_table(rows: Sequence[Ablation], sheet: Sheet) -> list[Text]:
         Column("outcome", [_result(a) for a in rows]),
     ]
     spans = {i: raised(a.raised) for i, a in enumerate(rows) if a.raised is not None}
-    return sheet.tabled(columns, spans)
+    return Grid(columns, spans)
 
 
 def _label(ablation: Ablation) -> str:
@@ -237,5 +247,5 @@ def _result(ablation: Ablation) -> Text:
     text += outcome(ablation)
     if not ablation.groups:
         return text
-    norm = f", ‖g‖ {_norm(ablation.groups)}"
-    return text + said(norm if ablation.finite else f" ({share(ablation.groups)})")
+    size = f", ‖g‖ {norm(ablation.groups)}"
+    return text + said(size if ablation.finite else f" ({share(ablation.groups)})")

@@ -1,13 +1,13 @@
 """What was changed and replayed: the fix and its proof beside the verdict, all in a table."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from nanhunt.records import Report, Trial
-from nanhunt.report.layout import Column, Sheet, beside, clean, clipped, number, said
+from nanhunt.report.layout import Column, Grid, Sheet, beside, clean, clipped, number, said
 from nanhunt.report.tables import BAD, GOOD, ODD
 
 SHOWN = 4  # refuted changes that are named beside the fix; the table has them all
@@ -70,65 +70,78 @@ def change(trial: Trial) -> str:
     )
 
 
+def sole_cause(report: Report) -> list[str]:
+    """Whether the step is finite when the culprit's result is repaired at birth."""
+    told = {
+        True: "yes: repaired at birth the step is finite (replayed)",
+        False: "no: repaired at birth the step is still non-finite (replayed)",
+    }
+    return [told[trial.finite] for trial in report.trials if trial.is_neutralising]
+
+
+def fix(report: Report) -> Text:
+    """The first fix and its proof, or that there is none among those that were tried."""
+    tried, found = fixes(report), best(report)
+    if found is None:
+        kinds = dict.fromkeys(trial.recipe for trial in tried)
+        names = ", ".join(kinds)
+        return said(f"none of {len(tried)} changes made it finite: ", names) if tried else said()
+    word = ("proven", GOOD) if found.is_proven else ("not proven", ODD)
+    return said((found.recipe, "bold"), "  ", word, f": {proof(found)}")
+
+
+def refuted(report: Report) -> Text:
+    """What was replayed beside a fix that works, and does not help."""
+    failed = [t.recipe for t in fixes(report) if not t.finite and t.raised is None]
+    if not failed or best(report) is None:
+        return said()
+    names = ", ".join([*dict.fromkeys(failed)][:SHOWN])
+    return said(("refuted", ODD), f": {names}: still non-finite (replayed)")
+
+
+def in_words(trial: Trial) -> str:
+    """The change and its places, where it cannot be written in the line itself."""
+    return trial.change + (f" at {', '.join(dict.fromkeys(trial.sites))}" if trial.sites else "")
+
+
 def verdict(report: Report, sheet: Sheet, margin: int) -> list[Text]:
     """The fix, its proof and the line as it would read; then what was shown not to help."""
     inner = sheet.inside(margin)
     lines: list[Text] = []
-    for trial in (t for t in report.trials if t.is_neutralising):
-        told = "yes: repaired at birth the step is finite"
-        told = told if trial.finite else "no: repaired at birth the step is still non-finite"
-        lines += beside(
-            said(("sole cause", "bold")), inner.wrapped(said(told, " (replayed)")), margin
-        )
-    tried = fixes(report)
-    if tried:
-        lines += beside(said(("fix", "bold")), _fix(tried, best(report), inner), margin)
-    return lines
-
-
-def _fix(tried: Sequence[Trial], found: Trial | None, sheet: Sheet) -> list[Text]:
-    lines: list[Text] = []
-    if found is None:
-        kinds = dict.fromkeys(trial.recipe for trial in tried)
-        lines += sheet.wrapped(
-            said(f"none of {len(tried)} changes made it finite: ", ", ".join(kinds))
-        )
-        return lines
-    word = ("proven", GOOD) if found.is_proven else ("not proven", ODD)
-    lines += sheet.wrapped(said((found.recipe, "bold"), "  ", word, f": {proof(found)}"))
-    lines += list(_written(found, sheet))
-    refuted = dict.fromkeys(t.recipe for t in tried if not t.finite and t.raised is None)
-    if refuted:
-        names = ", ".join([*refuted][:SHOWN])
-        lines += sheet.wrapped(said(("refuted", ODD), f": {names}: still non-finite (replayed)"))
-    return lines
+    for told in sole_cause(report):
+        lines += beside(said(("sole cause", "bold")), inner.wrapped(said(told)), margin)
+    found = best(report)
+    texts = inner.wrapped(fix(report))
+    texts += _written(found, inner) if found is not None else ()
+    texts += inner.wrapped(refuted(report))
+    return lines + beside(said(("fix", "bold")), texts, margin)
 
 
 def _written(trial: Trial, sheet: Sheet) -> Iterator[Text]:
     """The line before and after, where the change can be written there; else in words."""
     if trial.before is None or trial.after is None:
-        place = f" at {', '.join(dict.fromkeys(trial.sites))}" if trial.sites else ""
-        yield from sheet.wrapped(said(trial.change, place))
+        yield from sheet.wrapped(said(in_words(trial)))
         return
     for mark, line, style in (("-", trial.before, BAD), ("+", trial.after, GOOD)):
         yield from beside(said((mark, style)), sheet.inside(2).wrapped(said(line)), 2)
 
 
-def table(report: Report, sheet: Sheet) -> list[Text]:
+def table(report: Report, width: int) -> Grid:
     """Every trial: what was changed, and what the replay showed."""
     tried = fixes(report)
     if not tried:
-        return []
+        return Grid()
     names = [said(trial.recipe) for trial in tried]
     shown = [said((proof(t), _style(t))) for t in tried]
     what = [said(clean(trial.change)) for trial in tried]
-    room = max(sheet.width - max(cell_len(n.plain) for n in names) - 44, 12)
-    columns = [
-        Column("Trials", names),
-        Column("change", [clipped(text, room) for text in what], rank=1),
-        Column("outcome", shown),
-    ]
-    return sheet.tabled(columns)
+    room = max(width - max(cell_len(n.plain) for n in names) - 44, 12)
+    return Grid(
+        [
+            Column("Trials", names),
+            Column("change", [clipped(text, room) for text in what], rank=1),
+            Column("outcome", shown),
+        ]
+    )
 
 
 def _style(trial: Trial) -> str:
