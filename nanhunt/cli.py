@@ -16,7 +16,7 @@ from nanhunt.commands import add_to
 from nanhunt.commands.outputs import Html, Markdown, check_files, write_pages
 from nanhunt.commands.screen import progress, wide_console
 from nanhunt.errors import NanhuntError, UsageError
-from nanhunt.records import Finding, Report
+from nanhunt.records import Finding, Report, Trace
 
 app = typer.Typer(
     name="nanhunt",
@@ -144,17 +144,9 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         report, trace = investigate(loaded.subject, plan)
     named = report.subject if loaded.subject.name else loaded.spec
     report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
-    if events is not None:
-        from nanhunt.report.events import save
-
-        save(trace, events)
+    _save(report, trace, json=json, events=events)
     _tell_missing(report, repro)
-    more = _chosen(modules=modules, harmless=harmless)
-    if json is not None:
-        from nanhunt import store
-
-        store.save(report, json)
-    _print(report, "terminal", *more)
+    _print(report, "terminal", *_chosen(modules=modules, harmless=harmless))
     write_pages(report, html=html, markdown=markdown)
     _leave(report, exit_code=exit_code)
 
@@ -251,6 +243,18 @@ def _words_of(saved: Report, path: Path) -> dict[str, Any]:
             f"this nanhunt wrote"
         ) from None
     return parsed
+
+
+def _save(report: Report, trace: Trace, *, json: Path | None, events: Path | None) -> None:
+    """Write the report and its events where they were asked for."""
+    if events is not None:
+        from nanhunt.report.events import save
+
+        save(trace, events)
+    if json is not None:
+        from nanhunt import store
+
+        store.save(report, json)
 
 
 def _chosen(**forms: bool) -> list[str]:

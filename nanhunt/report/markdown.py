@@ -16,7 +16,7 @@ from nanhunt.report.repro import sentence
 
 WIDE = 100_000  # letters: nothing is left out of a table for want of room
 STATIONS = 8
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~&!$])")
+_SPECIAL = re.compile(r"([\\`*\[\]<>#|~&$]|(?<!\w)_|_(?!\w))")
 _CALLS = re.compile(r"([@#])(?=\w)")
 _SCHEMES = re.compile(r"(?<=\w)(:)(?=//)|(?<=www)(\.)", re.IGNORECASE)
 
