@@ -8,9 +8,9 @@ import torch
 from ris_model.data import Batch, draw_batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
-    """A busy machine makes two threads slower than one."""
+    """A busy machine makes two threads slower than one, and two round sums otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -61,7 +61,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
+def whole(config, tmp_path_factory, one_thread):
     """The folder of a run that nobody cut."""
     out = tmp_path_factory.mktemp("whole")
     result = invoke("train", "--config", config, "--out", out)
