@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nanhunt.errors import NanhuntError, SubjectError, UsageError
-from nanhunt.snapshot import seed_generators
+from nanhunt.generators import seed_generators
 from nanhunt.subject import Subject, moved, told
 
 GROUP = "nanhunt.subjects"

@@ -7,14 +7,13 @@ tensor objects hold the same bits afterwards.
 
 import contextlib
 import copy
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanhunt.generators import read_generators, set_generators
 from nanhunt.subject import Subject
 
 _Undo = Callable[[], object]
@@ -54,25 +53,8 @@ def remember(subject: Subject) -> Callable[[], None]:
 
 def keep_generators() -> _Undo:
     """Remember the state of every random generator; calling the result puts it back."""
-    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - users draw from it
-    cpu = torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def restore() -> None:
-        random.setstate(python)
-        np.random.set_state(numbers)  # noqa: NPY002 - as above
-        torch.set_rng_state(cpu)
-        for index, state in enumerate(devices):
-            torch.cuda.set_rng_state(state, index)
-
-    return restore
-
-
-def seed_generators(seed: int) -> None:
-    """Set every random generator as the start of each replay has it."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - users draw from it
-    torch.manual_seed(seed)
+    known = read_generators()
+    return lambda: set_generators(known)
 
 
 def _keep_switches() -> _Undo:

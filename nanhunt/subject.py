@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import NanhuntError, SubjectError, UsageError
+from nanhunt.generators import Generators, seed_generators, set_generators
 from nanhunt.structure import map_tensors
 
 Weights: TypeAlias = Mapping[str, float] | Callable[[], Mapping[str, float]]
@@ -48,7 +49,9 @@ class Subject:
         reweight: `reweight(name, value)` sets one weight in the live objective.
         groups: names for sets of parameters, each given by prefixes of parameter names or by the
             parameters themselves; the model's top-level children when empty.
-        step: the number of the step that a replay takes; the generators stand at `seed + step`.
+        step: the number of the step that a replay takes.
+        generators: where the random generators stand when that step starts; without them they are
+            seeded with `seed + step`.
     """
 
     model: nn.Module
@@ -66,6 +69,7 @@ class Subject:
     reweight: Callable[[str, float], object] | None = None
     groups: Mapping[str, Iterable[str | nn.Parameter]] = field(default_factory=dict)
     step: int = 0
+    generators: Generators | None = None
 
     @classmethod
     def of(cls, value: Any) -> "Subject":
@@ -96,7 +100,15 @@ class Subject:
 
     def at(self, step: int) -> "Subject":
         """The same subject at another step of its training."""
-        return dataclasses.replace(self, step=step)
+        known = self.generators if step == self.step else None
+        return dataclasses.replace(self, step=step, generators=known)
+
+    def set_generators(self) -> None:
+        """Put the random generators where its step finds them."""
+        if self.generators is not None:
+            set_generators(self.generators)
+        else:
+            seed_generators(self.seed + self.step)
 
     def batch(self, index: int) -> Any:
         """The batch at an index.
@@ -199,6 +211,11 @@ def _checked(subject: Subject) -> Subject:
     if scaler is not None and not hasattr(scaler, "get_scale"):
         raise SubjectError(
             f"the subject's scaler is to be a torch.amp.GradScaler; got {_describe(scaler)}"
+        )
+    if subject.generators is not None and not isinstance(subject.generators, Generators):
+        raise SubjectError(
+            f"the subject's generators are to be what nanhunt.generators.read_generators() "
+            f"returns; got {_describe(subject.generators)}"
         )
     if isinstance(subject.seed, bool) or not isinstance(subject.seed, int):
         raise SubjectError(f"the subject's seed is to be a whole number; got {subject.seed!r}")

@@ -24,6 +24,7 @@ LEVELS = {
     "places": 2,
     "measurement": 2,
     "structure": 2,
+    "generators": 2,
     "versions": 2,
     "interventions": 2,
     "causes": 2,
@@ -53,6 +54,7 @@ LEVELS = {
 TORCH = {
     "measurement",
     "structure",
+    "generators",
     "versions",
     "recorder",
     "interventions",

@@ -13,7 +13,7 @@ from nanhunt.recorder import Recorder, Scope
 from nanhunt.records import Pace
 from nanhunt.replay.drive import Drive, has_scaler
 from nanhunt.replay.step import Replay, replay
-from nanhunt.snapshot import remember, seed_generators
+from nanhunt.snapshot import remember
 from nanhunt.subject import Subject, told
 from nanhunt.variants import NATIVE, Execution, beneath
 
@@ -70,7 +70,7 @@ class _Step:
 
     def __init__(self, subject: Subject, recorder: Recorder, execution: Execution) -> None:
         self.subject, self.recorder, self.execution = subject, recorder, execution
-        seed_generators(subject.seed + subject.step)
+        subject.set_generators()
         self.batch = _batch_of(subject)
         self.scale = float(subject.scaler.get_scale()) if has_scaler(subject) else 1.0
         self.pace = Pace(subject.step, math.nan, math.nan, _largest_parameter(subject))
@@ -106,7 +106,7 @@ class _Step:
     def _drive(self, recorder: Recorder | None) -> Drive:
         subject = self.subject
         drive = Drive(subject, NATIVE, self.execution, self.scale)
-        seed_generators(subject.seed + subject.step)
+        subject.set_generators()
         recording = recorder.recording(subject.model) if recorder else contextlib.nullcontext()
         try:
             with torch.enable_grad(), recording:

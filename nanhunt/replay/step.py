@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
+from nanhunt.generators import seed_generators
 from nanhunt.recorder import Captured, Kept, LossHalves, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
 from nanhunt.replay.objective import read_objective
-from nanhunt.snapshot import keep_generators, preserved, seed_generators
+from nanhunt.snapshot import keep_generators, preserved
 from nanhunt.subject import Subject, told
 from nanhunt.variants import NATIVE, Variant, beneath, cast_batch
 
@@ -172,7 +173,7 @@ class _Attempt:
         subject, variant = self.subject, self.variant
         try:
             with preserved(subject), beneath(record=bool(scope)) as execution, torch.enable_grad():
-                seed_generators(subject.seed + subject.step)
+                subject.set_generators()
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
                 drive.keeps_gradients = self.change.gradients
@@ -220,7 +221,7 @@ def blame_terms(subject: Subject, batch: Any, at: Sequence[str]) -> dict[str, bo
     """
     finite: dict[str, bool] = {}
     with preserved(subject), beneath(), torch.enable_grad():
-        seed_generators(subject.seed + subject.step)
+        subject.set_generators()
         copied = cast_batch(NATIVE, batch)
         value = subject.call_loss(copied)
         if not isinstance(value, Mapping):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from nanhunt.generators import seed_generators
 from nanhunt.replay import replay
-from nanhunt.snapshot import preserved, seed_generators
+from nanhunt.snapshot import preserved
 from nanhunt.subject import Subject
 from nanhunt.variants import VARIANTS
 
