@@ -14,7 +14,7 @@ from torch import nn
 
 from nanhunt.errors import NonFiniteError, UsageError
 from nanhunt.guarding.allowing import Allowable, Allowed
-from nanhunt.guarding.watch import Choice, Watch
+from nanhunt.guarding.observer import Choice, Observer
 from nanhunt.guarding.wires import WIRES
 from nanhunt.records import Report
 
@@ -82,12 +82,12 @@ class Block:
 
     def __enter__(self) -> None:
         with contextlib.ExitStack() as stack:
-            watch = WIRES.own
-            if not isinstance(watch, Watch):
-                watch = Watch()
-                stack.enter_context(WIRES.led_to(watch))
-                stack.enter_context(watch.on())
-            stack.enter_context(watch.under(self._choice))
+            observer = WIRES.own
+            if not isinstance(observer, Observer):
+                observer = Observer()
+                stack.enter_context(WIRES.led_to(observer))
+                stack.enter_context(observer.on())
+            stack.enter_context(observer.under(self._choice))
             self._entered.append(stack.pop_all())
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""From what a watch saw to a report: what is non-finite, who made it, in one line of a run."""
+"""From what an observer saw to a report: what is non-finite, who made it, in one line of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nanhunt
 from nanhunt.errors import NonFiniteError, UsageError
-from nanhunt.guarding import watch
+from nanhunt.guarding import observer
 from nanhunt.guarding.wires import WIRES
 from nanhunt.recorder.mode import Recorder
 from nanhunt.report import renderer
@@ -757,7 +757,7 @@ def loop(steps, model, held=None):
 @pytest.mark.parametrize("held", [None, []])
 def test_events_do_not_grow_without_end(monkeypatch, held):
     """Of older steps only what a living infinity is from stays."""
-    monkeypatch.setattr(watch, "KEPT", 100)
+    monkeypatch.setattr(observer, "KEPT", 100)
     with nanhunt.detect():
         counts = loop(50, Net(), held)
     assert 100 < max(counts) < 400
@@ -766,7 +766,7 @@ def test_events_do_not_grow_without_end(monkeypatch, held):
 
 def test_evaluation_is_let_go_as_well(monkeypatch):
     """It has neither a backward nor a step."""
-    monkeypatch.setattr(watch, "KEPT", 100)
+    monkeypatch.setattr(observer, "KEPT", 100)
     model = Net()
     with nanhunt.detect(), torch.no_grad():
         for _ in range(50):
@@ -776,7 +776,7 @@ def test_evaluation_is_let_go_as_well(monkeypatch):
 
 def test_what_was_let_go_is_still_accounted_for(monkeypatch):
     """A NaN that a long past step left is traced to its line."""
-    monkeypatch.setattr(watch, "KEPT", 50)
+    monkeypatch.setattr(observer, "KEPT", 50)
     model = Net()
     with caught() as box, nanhunt.detect():
         kept = (model.head.weight.detach() * 0 - 1).sqrt()  # long past
@@ -788,7 +788,7 @@ def test_what_was_let_go_is_still_accounted_for(monkeypatch):
 
 def test_a_slope_that_was_let_go_has_its_line(monkeypatch):
     """The forward op behind a backward event is kept with it."""
-    monkeypatch.setattr(watch, "KEPT", 50)
+    monkeypatch.setattr(observer, "KEPT", 50)
     model = Net()
     with caught() as box, nanhunt.detect():
         x = leaf(0.0)

@@ -1,4 +1,4 @@
-"""The watch over a running program: its sinks, its births, and what may be forgotten of it."""
+"""The observer of a running program: its sinks, its births, and what may be forgotten of it."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ class Choice:
     allowed: Allowed
 
 
-class Watch:
+class Observer:
     """Watches one thread from the outermost block on; the innermost block's choice counts."""
 
     def __init__(self) -> None:
