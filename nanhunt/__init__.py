@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from nanhunt.store import load
     from nanhunt.subject import Subject
     from nanhunt.variants import Variant
+    from nanhunt.watching import watch
 
 __all__ = [
     "Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect", "hunt",
-    "load",
+    "load", "watch",
 ]  # fmt: skip
 
 _HOMES = {
     "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
     "NonFiniteError": "nanhunt.errors", "Report": "nanhunt.records", "Subject": "nanhunt.subject",
     "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "hunt": "nanhunt.hunting",
-    "load": "nanhunt.store",
+    "load": "nanhunt.store", "watch": "nanhunt.watching",
 }  # fmt: skip
 
 

@@ -1,0 +1,138 @@
+"""The court for a step that is not taken: who did it, who is told, and whether training goes on."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nanhunt.errors import NonFiniteError
+from nanhunt.replay.ends import fingerprint
+from nanhunt.report.short import tell as tell_short
+from nanhunt.watching.choices import Choices
+from nanhunt.watching.held import Held
+from nanhunt.watching.inquest import Case, Inquest, tell
+from nanhunt.watching.keeping import Keeping
+from nanhunt.watching.moment import Moment, tables_of
+from nanhunt.watching.outcome import Outcome
+from nanhunt.watching.previous import Kept, Previous
+from nanhunt.watching.running import Part, Running
+from nanhunt.watching.scene import PastStep, Scene
+from nanhunt.watching.verdict import bad_parameters, tell_parameters, tell_seen
+
+
+class Court:
+    """Hears each failing step of one watch."""
+
+    def __init__(self, choices: Choices, held: Held, previous: Previous | None) -> None:
+        self._choices, self._held, self._previous = choices, held, previous
+        keeping = Keeping(choices.capsules) if choices.capsules is not None else None
+        self._inquest = Inquest(choices, keeping)
+        self._failures = 0  # in a row
+
+    def acquit(self) -> None:
+        """A step was taken."""
+        self._failures = 0
+
+    def hear(self, now: Running, last: int | None, *, keeps_gradients: bool = False) -> None:
+        """Find out why a step is not finite, and leave all as a skipped step leaves it.
+
+        Args:
+            now: the step; its verdict may change by what is found.
+            last: the step that was taken last.
+            keeps_gradients: whether they stay for a scaler that is not ours to skip them.
+        """
+        digest = self._digest(now)
+        gradients = self._held.gradients() if keeps_gradients else ([], ())
+        self.drop_gradients()
+        if now.why != "ranks":
+            part = now.failed_part()
+            modules = part.call.modules() if part.call is not None else []
+            after = Moment(tables_of([self._choices.model, *modules])).take()
+            try:
+                part.moment.restore()
+                now.case = self._inquire(now, part, last, digest)
+            finally:
+                after.restore()
+                self.drop_gradients()
+        if now.case.is_overflow:
+            now.why = "scaler"
+        self._give_back(*gradients, is_marked=bool(now.pulse and not now.pulse.bad))
+        now.rescue_buffers()
+        if now.why == "loss" and now.pulse is not None and not now.pulse.bad:
+            now.note("the loss is not finite and every gradient is: sanitised before the check?")
+
+    def _inquire(self, now: Running, part: Part, last: int | None, digest: str) -> Case:
+        """The case, from the state before the step."""
+        pulse = now.pulse
+        if pulse is None:
+            return Case()
+        seen = tell_seen(now.why, pulse, now.number)
+        bad = bad_parameters(self._held)
+        if bad:
+            now.why = "parameters"
+            seen = tell_parameters(self._held, bad, now.number, last)
+            case = self._inquire_past(seen)
+            if case is not None:
+                return case
+            if last is not None and self._previous is None:
+                seen += "; watch(keep_previous=True) replays that step and names the operation"
+        if part.call is None:
+            bare = self._inquest.bare(now.number, f"{seen}; not replayed: no closure was given")
+            return Case(bare, is_new=True)
+        size = max(self._choices.accumulate, len(now.parts))
+        scene = Scene(self._choices, part.call, part.moment.generators, now.number, size)
+        loss = pulse.losses[now.parts.index(part)]
+        return self._inquest.hold(scene, seen=seen, loss=loss, fingerprint=digest)
+
+    def _inquire_past(self, seen: str) -> Case | None:
+        """Replay the optimizer step that was taken last, where its state was kept."""
+        if self._previous is None or self._previous.step is None:
+            return None
+        kept = Kept(self._held, self._choices.optimizers)
+        try:
+            self._previous.restore()
+            return self._inquest.hold_on_past(PastStep(self._choices, self._previous), seen)
+        finally:
+            kept.restore()
+
+    def answer(self, outcome: Outcome, case: Case) -> None:
+        """Tell who it was, once, and do as the policy says; everything is in its place by now.
+
+        Raises:
+            NonFiniteError: the training is not to go on.
+        """
+        choices, report = self._choices, case.report
+        if outcome.why in ("scaler", "ranks"):
+            return
+        self._failures += 1
+        if report is not None and case.is_new:
+            if choices.on_report is not None:
+                choices.on_report(report)
+            else:
+                tell(report, outcome.capsule)
+        short = tell_short(report) if report is not None else str(outcome)
+        if choices.policy == "raise":
+            raise NonFiniteError(short, report)
+        if choices.stop_after is not None and self._failures >= choices.stop_after:
+            row = f"stopped: {self._failures} steps in a row were not finite"
+            raise NonFiniteError(f"{row}\n{short}", report)
+
+    def drop_gradients(self) -> None:
+        """Withhold the step from optimizers: they leave alone what has no gradient."""
+        for parameter in self._held.parameters:
+            parameter.grad = None
+
+    def _give_back(
+        self, gradients: Sequence[Tensor], positions: Sequence[int], *, is_marked: bool
+    ) -> None:
+        """Hand the gradients to a scaler that skips them; where they are finite, mark one."""
+        for position, gradient in zip(positions, gradients, strict=True):
+            self._held.parameters[position].grad = gradient
+        if gradients and is_marked:
+            gradients[0].fill_(math.inf)
+
+    def _digest(self, now: Running) -> str:
+        """Of loss and gradients, where a replay of one part can have the same."""
+        if len(now.losses) != 1 or self._choices.live_scaler is not None:
+            return ""
+        return fingerprint(now.losses[0], self._choices.model)
