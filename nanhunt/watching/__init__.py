@@ -5,8 +5,8 @@ one that it is at. `call` is its closure, `held` what the optimizers hold, `mome
 and buffers stood before, `pulse` the one look at loss and gradients, `verdict` what follows,
 `scaling` leads a scaler. A step that is not taken goes to `court`, which makes a `scene` of it, has
 an `inquest` held, `keeping` store it, and asks what `previous` step an optimizer spoilt; `doubts`
-say why a replay may differ. `journal` notes the figures, `clock` whose time it was, and `drift` how
-far the parameters moved. `outcome` is what the training is told.
+say why a replay may differ, and `telling` prints. `journal` notes the figures, `clock` whose time
+it was, and `drift` how far the parameters moved. `outcome` is what the training is told.
 """
 
 from nanhunt.watching.entrance import watch

@@ -1,16 +1,13 @@
 """The court for a step that is not taken: who did it, who is told, and whether training goes on."""
 
 import math
-from collections.abc import Sequence
-
-from torch import Tensor
 
 from nanhunt.errors import NonFiniteError
 from nanhunt.replay.ends import fingerprint
-from nanhunt.report.short import tell as tell_short
+from nanhunt.watching import telling
 from nanhunt.watching.choices import Choices
 from nanhunt.watching.held import Held
-from nanhunt.watching.inquest import Case, Inquest, tell
+from nanhunt.watching.inquest import Case, Inquest
 from nanhunt.watching.keeping import Keeping
 from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
@@ -39,7 +36,7 @@ class Court:
         Args:
             now: the step; its verdict may change by what is found.
             last: the step that was taken last.
-            keeps_gradients: whether they stay for a scaler that is not ours to skip them.
+            keeps_gradients: whether they are still there afterwards, for a scaler.
         """
         digest = self._digest(now)
         gradients = self._held.gradients() if keeps_gradients else ([], ())
@@ -56,7 +53,8 @@ class Court:
                 self.drop_gradients()
         if now.case.is_overflow:
             now.why = "scaler"
-        self._give_back(*gradients, is_marked=bool(now.pulse and not now.pulse.bad))
+        for gradient, position in zip(*gradients, strict=True):
+            self._held.parameters[position].grad = gradient
         now.rescue_buffers()
         if now.why == "loss" and now.pulse is not None and not now.pulse.bad:
             now.note("the loss is not finite and every gradient is: sanitised before the check?")
@@ -109,8 +107,8 @@ class Court:
             if choices.on_report is not None:
                 choices.on_report(report)
             else:
-                tell(report, outcome.capsule)
-        short = tell_short(report) if report is not None else str(outcome)
+                telling.tell(report, outcome.capsule)
+        short = telling.tell_shortly(report) if report is not None else str(outcome)
         if choices.policy == "raise":
             raise NonFiniteError(short, report)
         if choices.stop_after is not None and self._failures >= choices.stop_after:
@@ -122,14 +120,10 @@ class Court:
         for parameter in self._held.parameters:
             parameter.grad = None
 
-    def _give_back(
-        self, gradients: Sequence[Tensor], positions: Sequence[int], *, is_marked: bool
-    ) -> None:
-        """Hand the gradients to a scaler that skips them; where they are finite, mark one."""
-        for position, gradient in zip(positions, gradients, strict=True):
-            self._held.parameters[position].grad = gradient
-        if gradients and is_marked:
-            gradients[0].fill_(math.inf)
+    def mark_gradient(self) -> None:
+        """Make one gradient infinite, so that a scaler is sure to skip the step."""
+        for gradient in self._held.gradients()[0][:1]:
+            gradient.fill_(math.inf)
 
     def _digest(self, now: Running) -> str:
         """Of loss and gradients, where a replay of one part can have the same."""

@@ -1,7 +1,8 @@
 """The inquest into a failing step: it is replayed, the culprit named, told once and kept."""
 
-import sys
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,7 +57,7 @@ class Inquest:
             loss: of the step.
             fingerprint: of its loss and gradients; empty where that is not known.
         """
-        with scene.as_it_was():
+        with scene.as_it_was(), _hushed():
             try:
                 case, key = self._look(scene, seen)
             except Exception as error:  # noqa: BLE001 - the training goes on, whatever it was
@@ -73,8 +74,9 @@ class Inquest:
     def hold_on_past(self, past: PastStep, seen: str) -> Case | None:
         """Replay the optimizer step that was taken last; None where it leaves all finite."""
         try:
-            report = self._hunted(past.subject(), past.previous.step or 0, ())
-        except NanhuntError:
+            with _hushed():
+                report = self._hunted(past.subject(), past.previous.step or 0, ())
+        except Exception:  # noqa: BLE001 - the step that failed is still to be looked at
             return None
         if report.verdict != "culprit":
             return None
@@ -174,6 +176,14 @@ class Inquest:
         return replace(case, capsule=stored)
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without warnings: the step has given its own already, and none may end an inquest."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _is_overflow(done: Replay) -> bool:
     """Whether a replay had to lower the loss scale to be finite."""
     return any("overflow at loss scale" in note for note in done.run.notes)
@@ -191,16 +201,3 @@ def _silent(_text: str) -> None:
 
 def _key(finding: Finding) -> _Key:
     return finding.phase, finding.op, finding.node, finding.file, finding.line, finding.where
-
-
-def tell(report: Report, capsule: Path | None) -> None:
-    """Print a report on standard error, and where the step is kept."""
-    from rich.console import Console
-
-    from nanhunt.report import renderer
-
-    width: Mapping[str, Any] = {} if sys.stderr.isatty() else {"width": 100}
-    console = Console(file=sys.stderr, **width)
-    console.print(renderer("terminal")(report))
-    if capsule is not None:
-        console.print(f" capsule    {capsule}", highlight=False, soft_wrap=True)

@@ -189,6 +189,8 @@ class Watch:
                 self._prepare(clips=False)
                 return now.outcome(self._held, stepped=False, scheduled=None)
             self._court.hear(now, self._last, keeps_gradients=self._scaling.is_on)
+            if now.pulse is not None and not now.pulse.bad:
+                self._court.mark_gradient()
             outcome = now.outcome(self._held, stepped=False, scheduled=None)
         try:
             self._court.answer(outcome, now.case)
@@ -314,7 +316,10 @@ class Watch:
         """Do not take the step, and find out why."""
         now = self._now
         with self._undone_if_raised():
-            self._court.hear(now, self._last)
+            self._court.hear(now, self._last, keeps_gradients=self._scaling.is_on)
+            if now.why == "scaler":  # a smaller scale fits, after all
+                return self._take()
+            self._court.drop_gradients()
             self._scaling.settle(now.pulse)
         outcome = self._conclude(scheduled=False if self._choices.schedulers else None)
         self._court.answer(outcome, now.case)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.utils._foreach_utils import (
-    _device_has_foreach_support,
     _group_tensors_by_device_and_dtype,
     _has_foreach_support,
 )
@@ -76,7 +75,7 @@ def measure_norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[int], Ten
 
 
 def _norms_on(tensors: list[Tensor], device: torch.device) -> Sequence[Tensor]:
-    if _device_has_foreach_support(device) or _has_foreach_support(tensors, device):
+    if _has_foreach_support(tensors, device):
         return torch._foreach_norm(tensors, 2.0)  # noqa: SLF001 - no public name
     return [torch.linalg.vector_norm(tensor, 2.0) for tensor in tensors]
 
