@@ -273,6 +273,7 @@ class Watch:
         if not is_unscaled and pulse.scale:
             pulse.norms = [norm / pulse.scale for norm in pulse.norms]
             pulse.norm /= pulse.scale
+        now.rates = rates_of(self._choices.optimizers)
         now.why = judge(pulse, is_scaled=self._scaling.is_on, overflows=self._overflows)
         return now.why
 
@@ -337,7 +338,7 @@ class Watch:
         figures = figures_of(
             outcome,
             nonfinite=len(now.pulse.bad) if now.pulse is not None else 0,
-            rates=rates_of(self._choices.optimizers),
+            rates=now.rates,
             updates=now.drift.measure() if now.drift is not None and outcome.stepped else (),
             times=self._clock.read(),
         )

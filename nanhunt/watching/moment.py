@@ -49,9 +49,12 @@ class Moment:
         ]
         kinds: dict[object, list[Tensor]] = {}
         for tensor in {id(t): t for t in now}.values():
-            if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized:
+            if _is_written_to(tensor):
                 kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-        self._copies = [(like, [_room_for(t) for t in like]) for like in kinds.values()]
+        self._copies = [
+            (like, [torch.empty_like(t, requires_grad=False) for t in like])
+            for like in kinds.values()
+        ]
 
     @torch.no_grad()
     def _copy(self) -> None:
@@ -87,8 +90,9 @@ class Moment:
         return not suspects([t for table in self._tables for t in table.values() if t is not None])
 
 
-def _room_for(tensor: Tensor) -> Tensor:
-    """Memory for a copy; of an expanded tensor, which shares elements, with all of them apart."""
-    if any(stride == 0 for stride in tensor.stride()):
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return torch.empty_like(tensor, requires_grad=False)
+def _is_written_to(tensor: Tensor) -> bool:
+    """Whether there is memory that a forward may write to; not where elements share theirs."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return not any(stride == 0 and size > 1 for stride, size in pairs)

@@ -37,6 +37,7 @@ class Running:
     notes: tuple[str, ...] = ()
     clipped: float | None = None
     drift: Drift | None = None
+    rates: tuple[float, ...] = ()
 
     @property
     def losses(self) -> list[Tensor]:

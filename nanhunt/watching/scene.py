@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nanhunt.errors import SubjectError
 from nanhunt.generators import Generators
 from nanhunt.structure import named_tensors
 from nanhunt.subject import Subject
@@ -100,17 +101,23 @@ class Scene:
             is_tuple = isinstance(self.call.batch, tuple) and not hasattr(
                 self.call.batch, "_fields"
             )
-            return shared_out(self.call.closure(copied if is_tuple else copied[0]), self.parts)
+            return shared_out(self._called(copied if is_tuple else copied[0]), self.parts)
         originals = [tensor for _, tensor in named_tensors(self.call.batch)]
         if copied != (None,):
             value = copied if isinstance(self.call.batch, tuple) else copied[0]
             self._lend(originals, [tensor for _, tensor in named_tensors(value)])
         if not self.asks:
-            return shared_out(self.call.closure(), self.parts)
+            return shared_out(self._called(), self.parts)
         with _Met({id(tensor) for tensor in originals}) as met:
-            value = self.call.closure()
+            value = self._called()
         self.has_met_batch = met.has_met
         return shared_out(value, self.parts)
+
+    def _called(self, *batch: Any) -> Any:
+        try:
+            return self.call.closure(*batch)
+        except StopIteration as error:  # which a generator further out would take for its own end
+            raise SubjectError("an iterator that the closure draws from has ended") from error
 
     def _lend(self, originals: list[Tensor], copies: list[Tensor]) -> None:
         if len(originals) != len(copies):
