@@ -36,6 +36,24 @@ def test_subject_file(monkeypatch, capsys):
     assert "sqrt, in its backward" in out
 
 
+@pytest.mark.filterwarnings("default")  # other people's packages warn as they please
+@pytest.mark.parametrize(
+    ("framework", "said"),
+    [
+        ("lightning", "(mask.sum(1)|sum(1) / mask)"),
+        ("transformers", "infeasible_target"),
+        ("accelerate", "sqrt, in its backward"),
+    ],
+)
+def test_watched_frameworks(framework, said, capfd):
+    """The failing step is withheld and its report printed; the others are taken."""
+    pytest.importorskip(framework)
+    runpy.run_path(str(EXAMPLES / f"watch_{framework}.py"))["main"]()
+    out, err = capfd.readouterr()
+    assert re.search(said, err)
+    assert "[0, 1, 2, 4, 5]" in out or re.search(r"step 3: grad.*\nstep 4: the step was taken", out)
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda f: f.name)
 def test_examples_are_short(file):
     """An example can be read in a minute."""
