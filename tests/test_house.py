@@ -75,6 +75,8 @@ TORCH = {
 DRAWING = "nanhunt.report.html.drawing"
 # The one module that makes a pandas frame.
 FRAMES = "nanhunt.report.events"
+# The adapters to frameworks that import torch themselves.
+FRAMEWORKS = tuple(f"nanhunt.adapters.{n}" for n in ("accelerate", "lightning", "transformers"))
 # Every module of ris_model; each imports only from those before it.
 ORDER = (
     "config",
@@ -192,7 +194,7 @@ def test_torch_in_named_rooms_only(name):
     heavy = {i.partition(".")[0] for i in imports(name)} & {
         "torch", "numpy", "pandas", "matplotlib",
     }  # fmt: skip
-    allowed = {(FRAMES, "pandas"), (DRAWING, "matplotlib")}
+    allowed = {(FRAMES, "pandas"), (DRAWING, "matplotlib"), *((f, "torch") for f in FRAMEWORKS)}
     assert room(name) in TORCH or {(name, each) for each in heavy} <= allowed
 
 

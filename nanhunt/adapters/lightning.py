@@ -87,7 +87,7 @@ def _compute(trainer: Trainer, module: LightningModule, batch_idx: int, batch: A
 @contextlib.contextmanager
 def _unlogged(module: LightningModule) -> Iterator[None]:
     own: dict[str, Any] = vars(module)
-    before = {name: own[name] for name in ("log", "log_dict") if name in own}
+    before: dict[str, Any] = {name: own[name] for name in ("log", "log_dict") if name in own}
     own["log"] = own["log_dict"] = _nothing
     try:
         yield
