@@ -2,7 +2,7 @@
 
 `walk` goes back from the non-finite sinks to the op that made the value, `finding` says what, where
 and why, `comparison` sets runs and ablations side by side, `diagnosis` answers the questions that
-people ask of a NaN, `difference` tells what changed between two reports.
+people ask of a NaN, `difference` compares two reports, `ranks` makes one of several processes'.
 """
 
 from nanhunt.analysis.comparison import (
@@ -17,6 +17,7 @@ from nanhunt.analysis.difference import compare
 from nanhunt.analysis.finding import Suspect, explain, find_culprits, find_suspects
 from nanhunt.analysis.harmless import tell_harmless
 from nanhunt.analysis.modules import summarise_modules
+from nanhunt.analysis.ranks import merge_ranks
 from nanhunt.analysis.walk import is_cured
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "is_cured",
     "judge_ablation",
     "judge_precision",
+    "merge_ranks",
     "summarise_modules",
     "tell_harmless",
     "vector_use",

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from nanhunt.records.measured import Frame, HalfOp, Pace, Phase, Term
 
@@ -298,6 +298,22 @@ class Reproduction:
     note: str = ""
 
 
+RankState: TypeAlias = Literal["culprit", "received", "finite", "unexplained", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """What one of several processes found when it replayed its own part of the step.
+
+    `state` is whether it made the non-finite value, only received it, found its part finite, cannot
+    tell, or did not answer in time; `culprit` is the op and its line.
+    """
+
+    rank: int
+    state: RankState
+    culprit: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of one investigation; everything a renderer needs.
@@ -308,8 +324,8 @@ class Report:
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
     tells of those that were, the last one being the one that is reported; `trials` are the replays
     with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
-    the script that was asked for; `notes` are
-    further measured facts; `command` repeats the run.
+    the script that was asked for; `ranks` are the processes that took the step together, `rank` the
+    one whose replay is told; `notes` are further measured facts; `command` repeats the run.
     """
 
     subject: str
@@ -337,6 +353,8 @@ class Report:
     pace: tuple[Pace, ...] = ()
     harmless: tuple[str, ...] = ()
     repro: Reproduction | None = None
+    rank: int | None = None
+    ranks: tuple[Rank, ...] = ()
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -1,0 +1,125 @@
+"""Several processes that train one model: they skip together, and tell one report.
+
+Under `DistributedDataParallel` each process replays its own part alone, with the communication of
+the wrapper switched off, so that no replay waits for another process, not even for one that died.
+A model that communicates in its forward (`fully_shard`, `SyncBatchNorm`, tensors distributed over
+processes) can be replayed by all together only: each takes the same one replay then.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nanhunt import store
+from nanhunt.analysis import merge_ranks
+from nanhunt.errors import NanhuntError
+from nanhunt.records import Report
+
+# The process group is asked through its key-value store: reading there has a time limit, and a
+# process that died leaves the others' reports where they are.
+PATIENCE = 60.0
+_numbers = itertools.count()
+
+
+def are_several() -> bool:
+    """Whether this process trains together with others."""
+    is_on = distributed.is_available() and distributed.is_initialized()
+    return is_on and distributed.get_world_size() > 1
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[operator]
+    return part
+
+
+class Ranks:
+    """The processes around one watch; with one process nothing of this does anything."""
+
+    def __init__(self, model: nn.Module, patience: float = PATIENCE) -> None:
+        self._model, self._patience = model, patience
+        self._number = next(_numbers)  # the same in all of them: they run the same program
+        self._asked = 0
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return distributed.get_rank() if are_several() else 0
+
+    @property
+    def must_replay_together(self) -> bool:
+        """Whether the forward of the model waits for the other processes."""
+        return are_several() and (
+            any(map(is_distributed, self._model.parameters()))
+            or any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules())
+        )
+
+    def agree(self, alarm: Tensor) -> Tensor:
+        """The largest of all processes' numbers."""
+        distributed.all_reduce(alarm, distributed.ReduceOp.MAX)
+        return alarm
+
+    @contextlib.contextmanager
+    def apart(self, others: Iterable[nn.Module] = ()) -> Iterator[None]:
+        """Switch off the communication of every `DistributedDataParallel` that is in sight."""
+        if not are_several() or self.must_replay_together:
+            yield
+            return
+        kind = nn.parallel.DistributedDataParallel
+        roots = (self._model, *others)
+        wrappers = {m for root in roots for m in root.modules() if isinstance(m, kind)}
+        flags = ("require_backward_grad_sync", "require_forward_param_sync")
+        before = [(m, flag, getattr(m, flag)) for m in wrappers for flag in flags]
+        try:
+            for wrapper, flag, _ in before:
+                setattr(wrapper, flag, False)
+            yield
+        finally:
+            for wrapper, flag, value in before:
+                setattr(wrapper, flag, value)
+
+    def merge(self, report: Report) -> Report:
+        """One report of those of all processes that answer in time; the same one in each."""
+        if not are_several():
+            return report
+        self._asked += 1
+        answers = self._exchange(store.dump(report))
+        found = {self.rank: report}
+        for rank, text in answers.items():
+            with contextlib.suppress(NanhuntError):
+                found[rank] = store.parse(text, origin=f"the report of rank {rank}")
+        return merge_ranks(found, distributed.get_world_size())
+
+    def _exchange(self, text: str) -> Mapping[int, str]:
+        """The texts of all processes, by rank; of those that answered in time."""
+        shared: Any = distributed.distributed_c10d._get_default_store()  # noqa: SLF001
+        prefix = f"nanhunt/{self._number}/{self._asked}"
+        end = monotonic() + self._patience
+        found: dict[int, str] = {}
+        with contextlib.suppress(RuntimeError):  # the store itself is gone
+            shared.set(f"{prefix}/{self.rank}", text)
+            for rank in range(distributed.get_world_size()):
+                left = timedelta(seconds=max(end - monotonic(), 0.01))
+                with contextlib.suppress(RuntimeError):
+                    shared.wait([f"{prefix}/{rank}"], left)
+                    found[rank] = shared.get(f"{prefix}/{rank}").decode("utf-8")
+        return found
+
+
+@torch.no_grad()
+def total_norm(norms: Tensor) -> Tensor:
+    """Norms over all processes, of norms of parts: the square root of the sum of the squares."""
+    squares = norms.square()
+    distributed.all_reduce(squares)
+    return squares.sqrt()
