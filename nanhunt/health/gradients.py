@@ -42,14 +42,14 @@ def find_exploding(course: Course) -> Answer:
     for start, end in stretches(marks):
         if end - start + 1 < limits.explosion_steps or _has_fallen(course, totals, start, end):
             continue
-        end = _end(course, totals, start, limits.explosion * levels[start])
-        peak = max(norm for _, norm in totals[start : end + 1])
+        last = _last(course, totals, start, limits.explosion * levels[start])
+        peak = max(norm for _, norm in totals[start : last + 1])
         evidence = f"‖g‖ rose from {levels[start]:.3g} (median before) to {peak:.3g}"
-        return Shown(totals[start][0], totals[end][0], (evidence,))
+        return Shown(totals[start][0], totals[last][0], (evidence,))
     return None
 
 
-def _end(course: Course, totals: Series, start: int, bound: float) -> int:
+def _last(course: Course, totals: Series, start: int, bound: float) -> int:
     """The last norm of those that stay above a bound, a few below it left aside."""
     end = below = start
     while below < len(totals) and below - end <= course.limits.explosion_steps:
