@@ -6,10 +6,12 @@ threshold and its reason.
 """
 
 from nanhunt.health.checkup import Checkup, check, examine
+from nanhunt.health.course import without_nonfinite
 from nanhunt.health.limits import LIMITS, Limits
 from nanhunt.health.symptom import Symptom
 from nanhunt.health.table import BY_SLUG, RULES, Rule
 
 __all__ = [
     "BY_SLUG", "LIMITS", "RULES", "Checkup", "Limits", "Rule", "Symptom", "check", "examine",
+    "without_nonfinite",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanhunt.health.course import Course
+from nanhunt.health.course import Course, without_nonfinite
 from nanhunt.health.limits import LIMITS, Limits
 from nanhunt.health.symptom import Shown, Symptom, Unknown
 from nanhunt.health.table import RULES, Rule
@@ -21,7 +21,7 @@ class Checkup:
 
 def check(figures: Sequence[Figures], *, limits: Limits = LIMITS) -> Checkup:
     """Ask every rule of the table."""
-    course = Course(figures, limits)
+    course = Course(without_nonfinite(figures), limits)
     answers = [(rule, rule.find(course) if figures else Unknown("no steps")) for rule in RULES]
     symptoms = [_symptom(rule, a, course) for rule, a in answers if isinstance(a, Shown)]
     unknown = [(rule.slug, a.why) for rule, a in answers if isinstance(a, Unknown)]

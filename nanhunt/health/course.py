@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from statistics import median
@@ -102,6 +102,34 @@ class Course:
     def step(self, position: int) -> int:
         """The number of the step at a position."""
         return self.figures[position].step
+
+
+def without_nonfinite(figures: Sequence[Figures]) -> list[Figures]:
+    """The figures with None where a NaN or an infinity was handed over in its place."""
+    return [f if _is_clean(f) else _cleaned(f) for f in figures]
+
+
+def _is_clean(f: Figures) -> bool:
+    numbers = (f.loss, f.scale, f.clipped, f.validation, *f.rates)
+    named = (*f.norms, *f.updates)
+    return all(n is None or math.isfinite(n) for n in (*numbers, *(n for _, n in named)))
+
+
+def _cleaned(f: Figures) -> Figures:
+    return replace(
+        f,
+        loss=_finite(f.loss),
+        scale=_finite(f.scale),
+        clipped=_finite(f.clipped),
+        validation=_finite(f.validation),
+        rates=tuple(rate for rate in f.rates if math.isfinite(rate)),
+        norms=tuple((name, _finite(norm)) for name, norm in f.norms),
+        updates=tuple((name, ratio) for name, ratio in f.updates if math.isfinite(ratio)),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def spread(values: Sequence[float]) -> float:

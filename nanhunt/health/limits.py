@@ -30,9 +30,10 @@ class Limits:
     # The update of a parameter that rounds to nothing in float32 (half an ulp is 6e-8 of it).
     unmoved: float = 1e-9
     # Update to weight: usually near 1e-3 (Karpathy, "A Recipe for Training Neural Networks").
-    # From `fast` on the weights are new after ten steps, from `replaced` on after two.
+    # From `fast` on the weights are new after five steps, from `replaced` on after two. Small
+    # nets are trained well at a tenth.
     slow: float = 1e-6
-    fast: float = 0.1
+    fast: float = 0.2
     replaced: float = 0.5
     # Measured updates below which nothing is said about them.
     measured: int = 5
@@ -40,17 +41,24 @@ class Limits:
     # steps of a warm-up nor the last of a cosine say anything of the ratio.
     working_rate: float = 0.1
     # The loss does not decrease: a fall of so much of it can be ruled out by two standard errors.
+    # Medians that differ by twice that, and by more than `flat`, are no noise: a loss that rises
+    # and falls is not stuck, and one of two that play against each other does so.
     fall: float = 0.05
+    flat: float = 0.01
     # A spike: so many robust standard deviations above the steps before it, in so many steps in a
     # row (a hard batch is over after one), by at least these parts of what the loss has moved
     # through and of its level, at once (the swings of a GAN are slopes), and over within
-    # `recovered` steps; one that stays must be `departure` times as far as it ever moved.
+    # `recovered` steps. One that comes back in part must fall to a `remnant` of its height in
+    # `settling` steps (a term that is switched on stays); one that stays must be `departure`
+    # times as far as the loss ever moved.
     window: int = 64
     spike: float = 8.0
     spike_steps: int = 3
     spike_part: float = 0.1
     spike_rise: float = 0.2
     recovered: int = 256
+    settling: int = 8
+    remnant: float = 0.25
     departure: float = 10.0
     # Steps in a row that were not made. A GradScaler that starts at 65536 halves it 16 times
     # until it is 1, and may: the 17th is one too many.

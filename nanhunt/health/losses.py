@@ -42,7 +42,7 @@ def find_flat(course: Course) -> Answer:
             f"the loss is too noisy: {first:.3g} at first, known to {doubt:.2g} (2 standard errors)"
         )
     highest, last = max(map(median, parts)), median(parts[-1])
-    is_flat = highest - first <= limits.fall * abs(first) + doubt
+    is_flat = highest - min(first, median(best)) <= max(2 * doubt, limits.flat * abs(first))
     if not is_flat and not (last == highest and last - first > abs(first)):
         return Unknown(
             f"the loss wanders from {median(best):.3g} to {highest:.3g} and does not fall: "
@@ -97,7 +97,18 @@ def _spike(course: Course, start: int) -> tuple[int, float, bool] | None:
                len(losses))  # fmt: skip
     is_back = end - start <= limits.recovered and end < len(losses)
     is_gone = median(loss for _, loss in losses[start:end]) - level > limits.departure * moved > 0
-    return end - 1, level, (is_back or is_gone) and not _is_restart(course, start)
+    is_spike = is_back or is_gone or _has_settled(course, start, level)
+    return end - 1, level, is_spike and not _is_restart(course, start)
+
+
+def _has_settled(course: Course, start: int, level: float) -> bool:
+    """Whether a leap was over in a few steps, and the loss is worse for good."""
+    begin = start + course.limits.settling
+    after = [loss for _, loss in course.losses[begin : begin + course.limits.window]]
+    if len(after) < course.limits.block:
+        return False
+    peak = max(loss for _, loss in course.losses[start:begin])
+    return median(after) - level <= course.limits.remnant * (peak - level)
 
 
 def _is_restart(course: Course, start: int) -> bool:

@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "update_ratio",
         "Updates are out of proportion to the weights",
-        "The median of ‖Δθ‖/‖θ‖ is above 0.5, or above 0.1 or below 1e-6 while the loss does not "
+        "The median of ‖Δθ‖/‖θ‖ is above 0.5, or above 0.2 or below 1e-6 while the loss does not "
         "fall. Usual is 1e-3.",
         "Raise or lower the learning rate of that group by the factor that is missing.",
         updates.find_ratio,
@@ -110,8 +110,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "loss_not_decreasing",
         "The loss does not decrease",
-        "No later tenth of the run has a lower median than the first, the noise is small enough to "
-        "rule out a fall of 5 %, and the loss stays where it is or more than doubles.",
+        "No later tenth of the run has a lower median than the first, a fall of 5 % can be ruled "
+        "out, and the medians differ by no more than noise, or the loss more than doubles.",
         "Can the model learn one batch by heart? If not, look at the loss, the labels and whether "
         "the parameters move; if it can, at the learning rate and the data. A run that was resumed "
         "at its plateau, and one of two losses that play against each other, need not decrease.",
@@ -122,8 +122,9 @@ RULES: tuple[Rule, ...] = (
         "loss_spikes",
         "The loss spikes",
         "The loss leaps by eight robust standard deviations of the 64 steps before, in three steps "
-        "in a row, and comes back within 256 steps; or it leaps ten times as far as it ever moved "
-        "and stays there. A leap in the 64 steps after the learning rate was raised is none.",
+        "in a row, and comes back within 256 steps or to a quarter of its height within 8; or it "
+        "leaps ten times as far as it ever moved, and stays there. A leap in the 64 steps after "
+        "the learning rate was raised is none.",
         "Lower the learning rate or Adam's beta2, clip the gradient norm, and look at the "
         "batches of the steps before.",
         losses.find_spikes,

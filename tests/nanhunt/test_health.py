@@ -190,9 +190,9 @@ def test_a_fault_has_no_other_symptoms(slug):
     assert slugs(FAULTS[slug][0]) == ALONE.get(slug, [slug])
 
 
-def symptom(slug):
-    """The symptom of the planted fault."""
-    return next(each for each in examine(FAULTS[slug][0]) if each.slug == slug)
+def symptom_of(figures, slug):
+    """One of the symptoms of a run."""
+    return next(each for each in examine(figures) if each.slug == slug)
 
 
 EVIDENCE = {
@@ -219,7 +219,7 @@ EVIDENCE = {
 @pytest.mark.parametrize("slug", EVIDENCE)
 def test_evidence(slug):
     """The steps and the sentences, whole."""
-    found = symptom(slug)
+    found = symptom_of(FAULTS[slug][0], slug)
     assert (found.first, found.last, found.evidence) == EVIDENCE[slug]
 
 
@@ -297,6 +297,24 @@ def test_a_leap_that_stays():
     """Ten times as far as the loss ever moved is a departure; a term switched on is none."""
     assert slugs(run(since(300, loss=90.0))) == ["loss_spikes"]
     assert slugs(run(since(300, loss=4.0))) == []
+
+
+def test_a_leap_that_is_worse_for_good():
+    """A run that lost what it had learnt in a few steps; a term that is switched on is learnt."""
+
+    def lost(i):
+        return {"loss": 40.0} if 300 <= i < 304 else {"loss": 2.4} if i >= 304 else {}
+
+    assert slugs(run(lost)) == ["loss_spikes"]
+    assert symptom_of(run(lost), "loss_spikes").first == 300
+    assert slugs(run(lambda i: {"loss": 2.0 * 0.98 ** (i - 300) + 1.5} if i >= 300 else {})) == []
+
+
+def test_figures_that_hold_nan():
+    """Where somebody hands a NaN over in place of None, it counts as one."""
+    figures = run(lambda i: {"loss": math.nan} | norms(math.inf, 1.0) if i == 7 else {})
+    assert slugs(figures) == ["nonfinite_loss", "nonfinite_gradients"]
+    assert slugs(run(at(7, rates=(math.nan,), updates=(("body", math.inf),)))) == []
 
 
 def test_leap_after_a_restart():

@@ -1,4 +1,4 @@
-"""Healthy runs have no symptom: small models really trained, in the ways that people train."""
+"""Small models really trained: healthy runs have no symptom, and planted faults have theirs."""
 
 import math
 from itertools import pairwise
@@ -206,3 +206,58 @@ def test_healthy_runs_have_no_symptom(run):
     for figures in run(0):
         assert examine(figures) == ()
         assert len(check(figures).absent) >= 10  # and it is not that nothing could be told
+
+
+def sick(net, optimizer, *, seed=0, steps=300, random_labels=False):
+    """A classifier trained as it should not be."""
+    torch.manual_seed(seed + 100)
+    teacher = torch.randn(16, 5)
+    log = Log(net, optimizer)
+    for _ in range(steps):
+        x = torch.randn(32, 16)
+        y = torch.randint(0, 5, (32,)) if random_labels else (x @ teacher).argmax(-1)
+        log.step(nn.functional.cross_entropy(net(x), y))
+    return [symptom.slug for symptom in examine(log.figures)]
+
+
+def net_of(*hidden, act=nn.ReLU):
+    """A fresh classifier, the same in each test."""
+    torch.manual_seed(0)
+    return mlp(16, *(hidden or (64, 64)), 5, act=act)
+
+
+def test_deep_sigmoids_vanish():
+    """Twelve of them: the first layers get nothing, and do not move."""
+    net = net_of(*[32] * 12, act=nn.Sigmoid)
+    found = sick(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert {"vanishing_gradients", "parameters_do_not_move"} <= set(found)
+
+
+def test_units_that_are_never_on_are_dead():
+    """A bias of -100 below a ReLU."""
+    net = net_of()
+    with torch.no_grad():
+        net[0].bias.fill_(-100)
+    found = sick(net, torch.optim.Adam(net.parameters(), lr=1e-3))
+    assert found == ["dead_parameters", "parameters_do_not_move"]
+
+
+def test_an_optimizer_of_another_model_moves_nothing():
+    """The parameters were copied after the optimizer was made."""
+    net, other = net_of(), net_of()
+    found = sick(net, torch.optim.Adam(other.parameters(), lr=1e-3))
+    assert found == ["parameters_do_not_move", "loss_not_decreasing"]
+
+
+def test_random_labels_teach_nothing():
+    """The loss stays at the entropy of the labels."""
+    net = net_of()
+    found = sick(net, torch.optim.Adam(net.parameters(), lr=1e-3), random_labels=True)
+    assert found == ["loss_not_decreasing"]
+
+
+def test_gradient_ascent_explodes():
+    """The sign of the loss is wrong."""
+    net = net_of()
+    found = sick(net, torch.optim.SGD(net.parameters(), lr=0.05, maximize=True), steps=150)
+    assert "exploding_gradients" in found

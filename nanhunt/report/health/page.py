@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.jupyter import JupyterMixin
 from rich.text import Text
 
-from nanhunt.health import BY_SLUG, Checkup, Symptom, check
+from nanhunt.health import BY_SLUG, Checkup, Symptom, check, without_nonfinite
 from nanhunt.records import Figures
 from nanhunt.report.health import sparks
 from nanhunt.report.layout import Column, Sheet, beside, number, said
@@ -31,7 +31,8 @@ def render(
     notes: Sequence[str] = (),
 ) -> RenderableType:
     """The findings and the figures of a run; it also shows itself in a notebook."""
-    return Page(figures, checkup or check(figures), title, unit, tuple(notes))
+    known = without_nonfinite(figures)
+    return Page(known, checkup or check(known), title, unit, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
