@@ -165,7 +165,8 @@ def test_a_full_disk_does_not_hurt_the_training(tmp_path):
 def test_killed_while_it_writes(tmp_path):
     """A process that is killed leaves a file that is read."""
     code = (
-        "import sys; sys.argv[1:]; from nanhunt.report.health import Journal\n"
+        "import sys\n"
+        "from nanhunt.report.health import Journal\n"
         "from nanhunt.records import Figures\n"
         "log = Journal(sys.argv[1]); print('on', flush=True)\n"
         "for i in range(10**9): log(Figures(i, 1.0 / (i + 1), True, '', (('a', 1.0),), 0))\n"
@@ -178,7 +179,7 @@ def test_killed_while_it_writes(tmp_path):
             child.stdout.readline()
             size = path.stat().st_size
             while path.stat().st_size < size + 20_000:
-                pass
+                assert child.poll() is None
             child.kill()
         assert all(f.loss == 1.0 / (f.step + 1) for f in read(path).figures)
     assert read(path).notes[-1] == "the count of steps goes back 2 times: the run was started again"
