@@ -8,22 +8,21 @@ if TYPE_CHECKING:
     from nanhunt.errors import NanhuntError, NonFiniteError
     from nanhunt.guarding import detect
     from nanhunt.hunting import hunt
+    from nanhunt.objective import guard_objective
     from nanhunt.records import Finding, Report
     from nanhunt.store import load
     from nanhunt.subject import Subject
     from nanhunt.variants import Variant
     from nanhunt.watching import watch
 
-__all__ = [
-    "Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect", "hunt",
-    "load", "watch",
-]  # fmt: skip
+__all__ = ["Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect",
+           "guard_objective", "hunt", "load", "watch"]  # fmt: skip
 
 _HOMES = {
-    "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
+    "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors", "hunt": "nanhunt.hunting",
     "NonFiniteError": "nanhunt.errors", "Report": "nanhunt.records", "Subject": "nanhunt.subject",
-    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "hunt": "nanhunt.hunting",
-    "load": "nanhunt.store", "watch": "nanhunt.watching",
+    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "load": "nanhunt.store",
+    "guard_objective": "nanhunt.objective", "watch": "nanhunt.watching",
 }  # fmt: skip
 
 
