@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from nanhunt.variants import Variant
     from nanhunt.watching import watch
 
-__all__ = [
-    "Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect", "hunt",
-    "load", "watch",
-]  # fmt: skip
+__all__ = ["Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect",
+           "hunt", "load", "watch"]  # fmt: skip
 
 _HOMES = {
     "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
@@ -28,9 +26,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+SANITISED = "gradients sanitised before the check"
 Why = Literal["", "scaler", "nonfinite", "loss", "parameters", "ranks", "raised"]
 
 
@@ -23,7 +24,8 @@ class Figures:
     scaled down (None: they were not). `updates` are ‖Δθ‖/‖θ‖ of the groups in the steps in which
     that was measured. `scheduled` says whether the scheduler was stepped (None: there is none).
     `seconds` is the time of the step and `inside` what of it was spent in nanhunt. `notes` are
-    sentences, as that gradients were sanitised before they were checked.
+    sentences; `SANITISED` is one of them. `validated` says that a validation loss was told after
+    this step, and `validation` is that loss (None: none was told, or it was not finite).
     """
 
     step: int
@@ -40,3 +42,5 @@ class Figures:
     seconds: float = 0.0
     inside: float = 0.0
     notes: tuple[str, ...] = ()
+    validated: bool = False
+    validation: float | None = None

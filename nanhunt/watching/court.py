@@ -3,6 +3,7 @@
 import math
 
 from nanhunt.errors import NonFiniteError
+from nanhunt.records import SANITISED
 from nanhunt.replay.ends import fingerprint
 from nanhunt.watching import telling
 from nanhunt.watching.choices import Choices
@@ -56,8 +57,16 @@ class Court:
         for gradient, position in zip(*gradients, strict=True):
             self._held.parameters[position].grad = gradient
         now.rescue_buffers()
-        if now.why == "loss" and now.pulse is not None and not now.pulse.bad:
-            now.note("the loss is not finite and every gradient is: sanitised before the check?")
+        self._note_sanitising(now)
+
+    @staticmethod
+    def _note_sanitising(now: Running) -> None:
+        """Say that gradients were cleaned before they were looked at, as a replay has seen."""
+        answers = now.case.report.diagnosis if now.case.report is not None else ()
+        if any(a.question == "sanitised" and a.answer == "yes" for a in answers):
+            now.note(SANITISED)
+        elif now.why == "loss" and now.pulse is not None and not now.pulse.bad:
+            now.note("the loss is not finite and every gradient is")
 
     def _inquire(self, now: Running, part: Part, last: int | None, digest: str) -> Case:
         """The case, from the state before the step."""

@@ -57,9 +57,10 @@ class Inquest:
             loss: of the step.
             fingerprint: of its loss and gradients; empty where that is not known.
         """
-        with scene.as_it_was(), _hushed():
+        with scene.as_it_was():
             try:
-                case, key = self._look(scene, seen)
+                with _hushed():
+                    case, key = self._look(scene, seen)
             except Exception as error:  # noqa: BLE001 - the training goes on, whatever it was
                 why = str(error) if isinstance(error, NanhuntError) else told(error)
                 report = self.bare(scene.step, f"{seen}; it could not be replayed: {why}")
@@ -68,8 +69,7 @@ class Inquest:
             if case.report is None or key in self._cases:
                 return self._cases.get(key, case)
             scene.put_back()
-            case = self._kept(case, scene, loss, fingerprint)
-        return self._remembered(key, case)
+            return self._remembered(key, self._kept(case, scene, loss, fingerprint))
 
     def hold_on_past(self, past: PastStep, seen: str) -> Case | None:
         """Replay the optimizer step that was taken last; None where it leaves all finite."""

@@ -196,9 +196,7 @@ def test_an_infinite_loss_with_finite_gradients_is_not_trusted():
     model, _, watch, _ = started()
     outcome = watch.step(lambda: model(GOOD).mean() + torch.tensor(INF))
     assert (outcome.why, outcome.loss) == ("loss", INF)
-    assert outcome.notes == (
-        "the loss is not finite and every gradient is: sanitised before the check?",
-    )
+    assert outcome.notes == ("the loss is not finite and every gradient is",)
     assert watch.figures[0].loss is None
 
 
@@ -571,6 +569,26 @@ def test_figures():
     assert (third.rates, bool(third.updates)) == ((0.005,), True)
 
 
+def test_sanitised_gradients_are_noted():
+    """A hook that cleans them is seen in the replay."""
+    model, _, watch, _ = started()
+    model.body.weight.register_hook(torch.nan_to_num)
+    outcome = watch.step(lambda: loss_of(model, GOOD) * NAN)
+    assert outcome.notes[0] == "gradients sanitised before the check"
+    assert watch.figures[0].notes == outcome.notes
+
+
+def test_a_validation_loss():
+    """It is noted with the last step, and counted where it is not finite."""
+    model, _, watch, _ = started()
+    watch.note_validation(1.0)
+    watch.step(lambda: loss_of(model, GOOD))
+    watch.note_validation(torch.tensor(2.0))
+    assert (watch.figures[0].validated, watch.figures[0].validation) == (True, 2.0)
+    watch.note_validation(NAN)
+    assert (watch.figures[0].validated, watch.figures[0].validation) == (True, None)
+
+
 def test_a_log_that_raises_never_hurts():
     """One warning, then silence."""
 
@@ -651,8 +669,9 @@ def folder(monkeypatch, tmp_path):
 
     room = types.ModuleType("nanhunt.capsule")
     room.CapsuleFolder = Folder
-    room.Capsule = types.SimpleNamespace
-    room.read_settings = lambda model, scaler=None: ("settings", scaler)
+    room.capture = lambda model, batch, **rest: types.SimpleNamespace(
+        model=dict((*model.named_parameters(), *model.named_buffers())), batch=batch, **rest
+    )
     monkeypatch.setitem(sys.modules, "nanhunt.capsule", room)
     return stored
 
@@ -675,6 +694,20 @@ def test_a_capsule_holds_the_state_before_the_step(folder, tmp_path):
     assert "aten::sqrt at " in capsule.note
     watch.step(lambda: loss_of(model, POOR), batch=POOR)
     assert len(folder) == 1
+
+
+def test_a_capsule_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    """One warning, and the training goes on."""
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    model, _, watch, told = started(capsules=tmp_path)
+    monkeypatch.setattr(sys.modules["nanhunt.capsule"], "capture", refuse)
+    with pytest.warns(RuntimeWarning, match="step 0 could not be kept: OSError: no space left"):
+        assert watch.step(lambda: loss_of(model, POOR)).capsule is None
+    assert len(told) == 1
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
 
 
 def test_a_capsule_has_the_digest_of_the_step(folder, tmp_path):
