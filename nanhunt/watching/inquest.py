@@ -95,7 +95,7 @@ class Inquest:
         """One recorded replay; the whole hunt where it shows somebody new."""
         subject = scene.subject(whole=self._is_batch_used(scene))
         done = self._sketch(scene, subject)
-        if done.run.is_finite and _is_overflow(done):
+        if done.run.is_finite and self._has_lowered(done):
             return Case(is_overflow=True), ()
         if done.run.is_finite:
             return Case(self._not_again(scene, done, seen)), ("did not reproduce",)
@@ -112,6 +112,11 @@ class Inquest:
             return replay(subject, batch, NATIVE, scope=Scope())
         finally:
             scene.put_back()
+
+    def _has_lowered(self, done: Replay) -> bool:
+        """Whether a replay had to lower the loss scale to be finite."""
+        scaler = self.choices.live_scaler
+        return scaler is not None and (done.run.scale or 1.0) < float(scaler.get_scale())
 
     def _is_batch_used(self, scene: Scene) -> bool:
         """Whether the closure computes with the tensors of `batch`, asked once of each closure."""
@@ -182,11 +187,6 @@ def _hushed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _is_overflow(done: Replay) -> bool:
-    """Whether a replay had to lower the loss scale to be finite."""
-    return any("overflow at loss scale" in note for note in done.run.notes)
 
 
 def _any_index(subject: Subject) -> Any:

@@ -361,6 +361,86 @@ def test_dropout_comes_again():
     assert watch.step(lambda: loss_of(model, GOOD)).stepped
 
 
+# -- other loops -----------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_evaluates_the_loss():
+    """LBFGS is left before it has changed anything, and steps again afterwards."""
+    torch.manual_seed(0)
+    model, told = Net().eval(), []
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    watch = nanhunt.watch(model, optimizer, on_report=told.append, budget=0)
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+    before = [p.detach().clone() for p in model.parameters()]
+    assert watch.step(lambda: loss_of(model, POOR)).why == "nonfinite"
+    assert same(before, list(model.parameters()))
+    assert told[0].culprits[0].line == line_of("the root")
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+    assert not same(before, list(model.parameters()))
+
+
+def test_what_a_replay_does_to_other_models():
+    """Buffers and gradients of a model that the closure goes through are as after one forward."""
+
+    def trained(*, watched):
+        torch.manual_seed(0)
+        maker, judge = nn.Linear(4, 4), Net()
+        optimizer = torch.optim.Adam(maker.parameters())
+
+        def closure():
+            made = maker(GOOD)
+            return judge(made).mean() + (made * 0).square().sum().sqrt()
+
+        if watched:
+            watch = nanhunt.watch(maker, optimizer, on_report=lambda _: None, budget=0)
+            assert watch.step(closure).why == "nonfinite"
+        else:
+            closure().backward()
+            optimizer.zero_grad()
+        return [*judge.buffers(), *(p.grad for p in judge.parameters())]
+
+    assert same(trained(watched=False), trained(watched=True))
+
+
+def test_a_compiled_model():
+    """It is replayed eagerly and stays compiled."""
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model, _, _, told = started()
+    compiled = torch.compile(model, backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = nanhunt.watch(compiled, optimizer, on_report=told.append, budget=0)
+
+    def loss(x):
+        return compiled(x).square().mean() + (x * model.body.weight[0]).square().sum(1).sqrt().sum()
+
+    assert watch.step(lambda: loss(GOOD)).stepped
+    assert watch.step(lambda: loss(POOR)).why == "nonfinite"
+    assert told[0].culprits[0].op == "aten::sqrt"
+    assert watch.step(lambda: loss(GOOD)).stepped
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_several_optimizers_share_an_overflow():
+    """Where gradients are clipped by one norm and it overflows, none of the optimizers steps."""
+    torch.manual_seed(0)
+    model = Net()
+    pair = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model.body, model.head)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    watch = nanhunt.watch(model, pair, scaler=scaler, clip=1.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    assert watch.step(lambda: loss_of(model, POOR)).why == "scaler"
+    assert same(before, list(model.parameters()))
+    assert scaler.get_scale() == 2.0**9
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+
+
 # -- micro-batches ---------------------------------------------------------------------------
 
 
