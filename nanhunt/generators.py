@@ -48,7 +48,7 @@ class _Numpy:
     def read(self) -> Any:
         source: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]  # untyped
         if not isinstance(source, np.random.MT19937):
-            return np.random.get_state()  # noqa: NPY002 - users draw from it
+            return np.random.get_state(legacy=False)  # noqa: NPY002 - users draw from it
         seen = source, ctypes.string_at(source.ctypes.state_address, self._SIZE)
         if not (self._state and self._seen == seen and self._state[3] == 0):
             state: Any = np.random.get_state()  # noqa: NPY002 - as above
