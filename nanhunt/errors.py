@@ -9,7 +9,7 @@ command line prints that sentence and exits with code 2; nothing else is ever ca
     ├── UsageError            a word of the command line or an argument that means nothing
     ├── SubjectError          the subject cannot be found, built or run
     ├── StoreError            a saved report cannot be read or written
-    └── NonFiniteError        what `nanhunt.detect` raises; its message is a short report
+    └── NonFiniteError        what `detect` and `watch` raise; its message is a short report
 """
 
 from typing import Any, ClassVar

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import UsageError
-from nanhunt.records import Report
-from nanhunt.records.figured import Figures
+from nanhunt.records import Figures, Report
 from nanhunt.variants import variant
 
 POLICIES = ("skip", "raise")

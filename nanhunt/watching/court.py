@@ -3,6 +3,7 @@
 import math
 
 from nanhunt.errors import NonFiniteError
+from nanhunt.records import SANITISED
 from nanhunt.replay.ends import fingerprint
 from nanhunt.watching import telling
 from nanhunt.watching.choices import Choices
@@ -56,8 +57,16 @@ class Court:
         for gradient, position in zip(*gradients, strict=True):
             self._held.parameters[position].grad = gradient
         now.rescue_buffers()
-        if now.why == "loss" and now.pulse is not None and not now.pulse.bad:
-            now.note("the loss is not finite and every gradient is: sanitised before the check?")
+        self._note_sanitising(now)
+
+    @staticmethod
+    def _note_sanitising(now: Running) -> None:
+        """Say that gradients were cleaned before they were looked at, as a replay has seen."""
+        answers = now.case.report.diagnosis if now.case.report is not None else ()
+        if any(a.question == "sanitised" and a.answer == "yes" for a in answers):
+            now.note(SANITISED)
+        elif now.why == "loss" and now.pulse is not None and not now.pulse.bad:
+            now.note("the loss is not finite and every gradient is")
 
     def _inquire(self, now: Running, part: Part, last: int | None, digest: str) -> Case:
         """The case, from the state before the step."""
@@ -129,4 +138,7 @@ class Court:
         """Of loss and gradients, where a replay of one part can have the same."""
         if len(now.losses) != 1 or self._choices.live_scaler is not None:
             return ""
+        ours = set(map(id, self._held.parameters))
+        if any(p.grad is not None and id(p) not in ours for p in self._choices.model.parameters()):
+            return ""  # nobody sets those to 0 before a step
         return fingerprint(now.losses[0], self._choices.model)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import UsageError
-from nanhunt.records import Report
-from nanhunt.records.figured import Figures
+from nanhunt.records import Figures, Report
 from nanhunt.trials import BUDGET
 from nanhunt.watching.choices import Choices, listed
 from nanhunt.watching.loop import Watch

@@ -57,9 +57,10 @@ class Inquest:
             loss: of the step.
             fingerprint: of its loss and gradients; empty where that is not known.
         """
-        with scene.as_it_was(), _hushed():
+        with scene.as_it_was():
             try:
-                case, key = self._look(scene, seen)
+                with _hushed():
+                    case, key = self._look(scene, seen)
             except Exception as error:  # noqa: BLE001 - the training goes on, whatever it was
                 why = str(error) if isinstance(error, NanhuntError) else told(error)
                 report = self.bare(scene.step, f"{seen}; it could not be replayed: {why}")
@@ -68,8 +69,7 @@ class Inquest:
             if case.report is None or key in self._cases:
                 return self._cases.get(key, case)
             scene.put_back()
-            case = self._kept(case, scene, loss, fingerprint)
-        return self._remembered(key, case)
+            return self._remembered(key, self._kept(case, scene, loss, fingerprint))
 
     def hold_on_past(self, past: PastStep, seen: str) -> Case | None:
         """Replay the optimizer step that was taken last; None where it leaves all finite."""
@@ -95,7 +95,7 @@ class Inquest:
         """One recorded replay; the whole hunt where it shows somebody new."""
         subject = scene.subject(whole=self._is_batch_used(scene))
         done = self._sketch(scene, subject)
-        if done.run.is_finite and _is_overflow(done):
+        if done.run.is_finite and self._has_lowered(done):
             return Case(is_overflow=True), ()
         if done.run.is_finite:
             return Case(self._not_again(scene, done, seen)), ("did not reproduce",)
@@ -112,6 +112,11 @@ class Inquest:
             return replay(subject, batch, NATIVE, scope=Scope())
         finally:
             scene.put_back()
+
+    def _has_lowered(self, done: Replay) -> bool:
+        """Whether a replay had to lower the loss scale to be finite."""
+        scaler = self.choices.live_scaler
+        return scaler is not None and (done.run.scale or 1.0) < float(scaler.get_scale())
 
     def _is_batch_used(self, scene: Scene) -> bool:
         """Whether the closure computes with the tensors of `batch`, asked once of each closure."""
@@ -182,11 +187,6 @@ def _hushed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _is_overflow(done: Replay) -> bool:
-    """Whether a replay had to lower the loss scale to be finite."""
-    return any("overflow at loss scale" in note for note in done.run.notes)
 
 
 def _any_index(subject: Subject) -> Any:

@@ -4,10 +4,11 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from nanhunt.records.figured import Figures
+from nanhunt.records import Figures
 from nanhunt.watching.outcome import Outcome
 
 KEPT = 10_000  # steps whose figures are held in memory; a log gets them all
@@ -24,6 +25,12 @@ class Journal:
     def figures(self) -> tuple[Figures, ...]:
         """Of the last steps, the oldest first."""
         return tuple(self._figures)
+
+    def note_validation(self, loss: float) -> None:
+        """Add a validation loss to the last step; a log has had its figures already."""
+        if self._figures:
+            last = self._figures.pop()
+            self._figures.append(replace(last, validated=True, validation=_finite(loss)))
 
     def note(self, figures: Figures) -> None:
         """Add a step."""

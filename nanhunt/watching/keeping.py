@@ -1,12 +1,11 @@
-"""Keeping the failing step on disk: what a capsule of it holds, from the state before it."""
+"""Keeping the failing step on disk: a capsule of it, from the state before it."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from nanhunt.versions import versions
+from nanhunt.subject import told
 from nanhunt.watching.scene import Scene
 
 
@@ -15,33 +14,31 @@ class Keeping:
 
     def __init__(self, folder: Path) -> None:
         self._folder = _capsules().CapsuleFolder(folder)
+        self._has_warned = False
 
     def keep(self, scene: Scene, *, loss: float, fingerprint: str, note: str) -> Path | None:
         """Store the step; the model stands as before it."""
         choices = scene.choices
-        home = _capsules()
-        capsule = home.Capsule(
-            model=tensors_of(choices.model),
-            batch=scene.call.batch,
-            generators=scene.generators,
-            settings=home.read_settings(choices.model, scaler=choices.live_scaler),
-            loss=loss if math.isfinite(loss) else None,
-            fingerprint=fingerprint,
-            step=scene.step,
-            subject=choices.subject,
-            versions=versions(),
-            note=note,
-        )
-        stored: Path | None = self._folder.store(capsule)
+        try:
+            capsule = _capsules().capture(
+                choices.model,
+                scene.call.batch,
+                scaler=choices.live_scaler,
+                generators=scene.generators,
+                loss=loss if math.isfinite(loss) else None,
+                fingerprint=fingerprint,
+                step=scene.step,
+                subject=choices.subject,
+                note=note,
+            )
+            stored: Path | None = self._folder.store(capsule)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the training goes on
+            if not self._has_warned:
+                self._has_warned = True
+                text = f"nanhunt: step {scene.step} could not be kept: {told(error)}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            return None
         return stored
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name that they have, also those that no state_dict holds."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _capsules() -> Any:

@@ -1,6 +1,7 @@
 """The loop's guard: takes the steps of a training, and does not take those that would spoil it."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nanhunt.errors import UsageError
-from nanhunt.records.figured import Figures, Why
+from nanhunt.records import Figures, Why
 from nanhunt.watching.call import Call, loss_of
 from nanhunt.watching.choices import Choices
 from nanhunt.watching.clock import Clock
@@ -68,6 +69,10 @@ class Watch:
         """The figures of the last 10,000 steps, the oldest first."""
         return self._journal.figures
 
+    def note_validation(self, loss: float | Tensor) -> None:
+        """Add a validation loss, computed after the last step, to its figures."""
+        self._journal.note_validation(float(loss))
+
     def health(self) -> Any:
         """The figures as a pandas frame, one row for each step."""
         from importlib import import_module
@@ -95,12 +100,12 @@ class Watch:
             if self._choices.needs_closure:
                 return self._evaluate(part)
             with self._undone_if_raised():
-                with self._clock.outside():
+                with self._clock.outside:
                     self._run(part, call)
                 if len(self._now.parts) < self._choices.accumulate:
                     part.flag = flag_gradients(self._held)
                     return Outcome(self._now.number, why="accumulating")
-                with self._clock.outside():
+                with self._clock.outside:
                     self._scaling.unscale()
                 if self._look() in ("", "scaler"):
                     return self._take()
@@ -122,20 +127,21 @@ class Watch:
             optimizer.zero_grad()
             loss = loss_of(part.call() if part.call is not None else None)
             loss.backward()
-            with self._clock.inside():
+            with self._clock.inside:
                 if self._now.pulse is None:
                     part.loss = loss.detach()
                     if self._look():
                         raise _WithheldError
                     self._prepare()
                 elif limit is not None:
-                    total = measure_norms(self._held.gradients()[0])[2]
-                    clip(self._held, replace(self._now.pulse, total=total), limit)
+                    norms, _ = measure_norms(self._held.gradients()[0])
+                    again = replace(self._now.pulse, on_device=norms, norm=math.inf)
+                    clip(self._held, again, limit)
             return loss
 
         with self._undone_if_raised():
             try:
-                with self._clock.outside():
+                with self._clock.outside:
                     optimizer.step(evaluate)  # type: ignore[arg-type]  # a tensor, as LBFGS takes it
             except _WithheldError:
                 pass
@@ -234,7 +240,7 @@ class Watch:
         if not parts:
             self._clock.start()
             self._held.refresh()
-            with self._clock.outside():
+            with self._clock.outside:
                 for optimizer in self._choices.optimizers if zeroes else ():
                     optimizer.zero_grad()
         if len(parts) == len(self._pool):
@@ -294,10 +300,10 @@ class Watch:
         choices, now = self._choices, self._now
         self._prepare()
         if not now.why:
-            with self._clock.outside():
+            with self._clock.outside:
                 self._scaling.step()
             return self._conclude(scheduled=self._schedule())
-        with self._clock.outside():
+        with self._clock.outside:
             if len(choices.optimizers) > 1 and choices.clip is not None:
                 # No norm is left to clip those gradients by that are finite.
                 self._court.drop_gradients()
@@ -308,7 +314,7 @@ class Watch:
         return self._conclude(scheduled=False if choices.schedulers else None)
 
     def _schedule(self) -> bool | None:
-        with self._clock.outside():
+        with self._clock.outside:
             for scheduler in self._choices.schedulers:
                 scheduler.step()
         return True if self._choices.schedulers else None

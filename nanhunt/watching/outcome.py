@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from nanhunt.records import Report
-from nanhunt.records.figured import Why
+from nanhunt.records import Report, Why
 
 Reason: TypeAlias = Why | Literal["accumulating"]
 

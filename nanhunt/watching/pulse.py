@@ -14,7 +14,9 @@ from torch.utils._foreach_utils import (
 from nanhunt import measurement
 from nanhunt.watching.held import Held
 
-_EMPTY = torch.tensor(0.0)
+# From so far above 1 on, the factor is above it in the precision of the gradients too, as long as
+# their norm is no number that could overflow there.
+_CLEARLY, _SMALL = 1.02, 6e4
 
 
 @dataclass(slots=True)
@@ -24,7 +26,7 @@ class Pulse:
     `losses` and `flags` are those of each micro-batch, a flag being finite where the gradients
     were after it; `norms` are of the single gradients, at `positions` among the parameters; `bad`
     are the positions of those that really hold something non-finite, and `alarm` says that some
-    process had a reason to skip. `total` is the norm of all of them, still on the device.
+    process had a reason to skip. `on_device` are the norms as they were measured.
     """
 
     losses: list[float]
@@ -35,7 +37,7 @@ class Pulse:
     scale: float | None = None
     bad: tuple[int, ...] = ()
     alarm: bool = False
-    total: Tensor = _EMPTY
+    on_device: Sequence[Tensor] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -53,14 +55,13 @@ class Pulse:
         return len(self.losses) - 1
 
 
-def measure_norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[int], Tensor]:
-    """The norm of each gradient, in which order, and that of all: as `get_total_norm` takes them.
+def measure_norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The norm of each gradient, and in which order: devices and dtypes as `get_total_norm` does.
 
-    The sum goes over devices and dtypes in that function's order, so that clipping by it gives the
-    same bits.
+    The sum over them depends on it in the last bit.
     """
     if not gradients:
-        return [], [], _EMPTY
+        return [], []
     values = [g if g.layout is torch.strided else _values(g) for g in gradients]
     norms: list[Tensor] = []
     order: list[int] = []
@@ -69,9 +70,15 @@ def measure_norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[int], Ten
         tensors: list[Tensor] = found  # type: ignore[assignment]
         norms += _norms_on(tensors, device)
         order += indices
-    first = values[0].device
-    total = torch.linalg.vector_norm(torch.stack([norm.to(first) for norm in norms]), 2.0)
-    return norms, order, total
+    return norms, order
+
+
+def total_of(norms: Sequence[Tensor], home: torch.device) -> Tensor:
+    """The norm of all gradients together, on a device."""
+    if not norms:
+        return torch.zeros((), device=home)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(home) for n in norms]), 2.0)
+    return total
 
 
 def _norms_on(tensors: list[Tensor], device: torch.device) -> Sequence[Tensor]:
@@ -90,7 +97,8 @@ def _values(gradient: Tensor) -> Tensor:
 @torch.no_grad()
 def flag_gradients(held: Held) -> Tensor:
     """A number on the device that is finite if the gradients are, by and large."""
-    return measure_norms(held.gradients()[0])[2]
+    norms, _ = measure_norms(held.gradients()[0])
+    return total_of(norms, held.parameters[0].device)
 
 
 @torch.no_grad()
@@ -112,11 +120,10 @@ def take_pulse(
         agree: told 1 if this process has a reason to skip, else 0; answers for all of them.
     """
     gradients, positions = held.gradients()
-    norms, order, total = measure_norms(gradients)
+    norms, order = measure_norms(gradients)
     home = losses[0].device
-    ends = [*losses, *flags, total] if scale is None else [*losses, *flags, total, scale]
-    rest = [end.detach().reshape(()).to(home) for end in ends]
-    row = torch.stack([*(norm.to(home) for norm in norms), *rest])
+    ends = [*losses, *flags] if scale is None else [*losses, *flags, scale]
+    row = torch.stack([n.to(home) for n in norms] + [end.reshape(()).to(home) for end in ends])
     if agree is not None:
         alarm = agree(row.isfinite().all().logical_not().to(torch.float32))
         row = torch.cat([row, alarm.reshape(1).to(home)])
@@ -126,13 +133,13 @@ def take_pulse(
     sizes, read = read[: len(norms)], read[len(norms) :]
     pulse = Pulse(
         losses=read[: len(losses)],
-        flags=read[len(losses) : -1],
+        flags=read[len(losses) :],
         norms=sizes,
         positions=[positions[i] for i in order],
-        norm=read[-1],
+        norm=math.hypot(*sizes),
         scale=scale_read,
         alarm=alarmed,
-        total=total,
+        on_device=norms,
     )
     if not math.isfinite(pulse.norm):
         _look_again(pulse, [gradients[i] for i in order])
@@ -166,10 +173,14 @@ def clip(held: Held, pulse: Pulse, limit: float) -> float | None:
     Returns:
         The factor; None where the norm is within the limit.
     """
+    value = limit / (pulse.norm + 1e-6)
+    if value > _CLEARLY and pulse.norm < _SMALL:
+        return None  # multiplied by 1 they would be the same
     gradients, _ = held.gradients()
     if not gradients:
         return None
-    factor = (limit / (pulse.total + 1e-6)).clamp(max=1.0)
+    # The norm is summed anew on the device: read and sent back it would have other bits.
+    factor = (limit / (total_of(pulse.on_device, gradients[0].device) + 1e-6)).clamp(max=1.0)
     strided = [g for g in gradients if g.layout is torch.strided]
     others = [g for g in gradients if g.layout is not torch.strided]
     if strided:
@@ -178,5 +189,4 @@ def clip(held: Held, pulse: Pulse, limit: float) -> float | None:
             torch._foreach_mul_(found, factor.to(device))  # type: ignore[arg-type]
     for gradient in others:
         gradient.mul_(factor.to(gradient.device))
-    value = limit / (pulse.norm + 1e-6)
     return value if value < 1.0 else None

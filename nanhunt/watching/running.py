@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from nanhunt.records.figured import Why
+from nanhunt.records import Why
 from nanhunt.watching.call import Call
 from nanhunt.watching.drift import Drift
 from nanhunt.watching.held import Held

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from nanhunt.measurement import count, suspects
-from nanhunt.records.figured import Why
+from nanhunt.records import Why
 from nanhunt.watching.held import Held
 from nanhunt.watching.pulse import Pulse
 

@@ -27,6 +27,32 @@ def test_generators_go_back_to_where_they_stood():
     assert draw() == drawn
 
 
+@pytest.mark.parametrize("name", ["rand", "randn", "randint", "permutation"])
+def test_each_state_of_numpy_is_told_from_the_next(name):
+    """Also where a normal number is held back, which does not move the generator itself."""
+    draws = [lambda: getattr(np.random, name)(7), np.random.randn, np.random.rand]
+    for index in range(30):
+        stood = read_generators()
+        assert str(stood.numbers) == str(np.random.get_state())  # noqa: NPY002
+        first = [str(work()) for work in draws[: 1 + index % 3]]
+        set_generators(stood)
+        assert [str(work()) for work in draws[: 1 + index % 3]] == first
+
+
+def test_another_generator_of_numpy():
+    """One that is no Mersenne twister is asked each time."""
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))
+        stood = read_generators()
+        drawn = np.random.rand()  # noqa: NPY002
+        assert np.random.rand() != drawn  # noqa: NPY002
+        set_generators(stood)
+        assert np.random.rand() == drawn  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(before)
+
+
 def noisy_subject(**changes):
     """A step whose loss is what the generators give."""
     model = nn.Linear(3, 1)

@@ -196,9 +196,7 @@ def test_an_infinite_loss_with_finite_gradients_is_not_trusted():
     model, _, watch, _ = started()
     outcome = watch.step(lambda: model(GOOD).mean() + torch.tensor(INF))
     assert (outcome.why, outcome.loss) == ("loss", INF)
-    assert outcome.notes == (
-        "the loss is not finite and every gradient is: sanitised before the check?",
-    )
+    assert outcome.notes == ("the loss is not finite and every gradient is",)
     assert watch.figures[0].loss is None
 
 
@@ -360,6 +358,86 @@ def test_dropout_comes_again():
 
     whys = [watch.step(closure).why for _ in range(3)]
     assert whys == ["loss"] * 3
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+
+
+# -- other loops -----------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_evaluates_the_loss():
+    """LBFGS is left before it has changed anything, and steps again afterwards."""
+    torch.manual_seed(0)
+    model, told = Net().eval(), []
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    watch = nanhunt.watch(model, optimizer, on_report=told.append, budget=0)
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+    before = [p.detach().clone() for p in model.parameters()]
+    assert watch.step(lambda: loss_of(model, POOR)).why == "nonfinite"
+    assert same(before, list(model.parameters()))
+    assert told[0].culprits[0].line == line_of("the root")
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
+    assert not same(before, list(model.parameters()))
+
+
+def test_what_a_replay_does_to_other_models():
+    """Buffers and gradients of a model that the closure goes through are as after one forward."""
+
+    def trained(*, watched):
+        torch.manual_seed(0)
+        maker, judge = nn.Linear(4, 4), Net()
+        optimizer = torch.optim.Adam(maker.parameters())
+
+        def closure():
+            made = maker(GOOD)
+            return judge(made).mean() + (made * 0).square().sum().sqrt()
+
+        if watched:
+            watch = nanhunt.watch(maker, optimizer, on_report=lambda _: None, budget=0)
+            assert watch.step(closure).why == "nonfinite"
+        else:
+            closure().backward()
+            optimizer.zero_grad()
+        return [*judge.buffers(), *(p.grad for p in judge.parameters())]
+
+    assert same(trained(watched=False), trained(watched=True))
+
+
+def test_a_compiled_model():
+    """It is replayed eagerly and stays compiled."""
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model, _, _, told = started()
+    compiled = torch.compile(model, backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = nanhunt.watch(compiled, optimizer, on_report=told.append, budget=0)
+
+    def loss(x):
+        return compiled(x).square().mean() + (x * model.body.weight[0]).square().sum(1).sqrt().sum()
+
+    assert watch.step(lambda: loss(GOOD)).stepped
+    assert watch.step(lambda: loss(POOR)).why == "nonfinite"
+    assert told[0].culprits[0].op == "aten::sqrt"
+    assert watch.step(lambda: loss(GOOD)).stepped
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_several_optimizers_share_an_overflow():
+    """Where gradients are clipped by one norm and it overflows, none of the optimizers steps."""
+    torch.manual_seed(0)
+    model = Net()
+    pair = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model.body, model.head)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    watch = nanhunt.watch(model, pair, scaler=scaler, clip=1.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    assert watch.step(lambda: loss_of(model, POOR)).why == "scaler"
+    assert same(before, list(model.parameters()))
+    assert scaler.get_scale() == 2.0**9
     assert watch.step(lambda: loss_of(model, GOOD)).stepped
 
 
@@ -571,6 +649,26 @@ def test_figures():
     assert (third.rates, bool(third.updates)) == ((0.005,), True)
 
 
+def test_sanitised_gradients_are_noted():
+    """A hook that cleans them is seen in the replay."""
+    model, _, watch, _ = started()
+    model.body.weight.register_hook(torch.nan_to_num)
+    outcome = watch.step(lambda: loss_of(model, GOOD) * NAN)
+    assert outcome.notes[0] == "gradients sanitised before the check"
+    assert watch.figures[0].notes == outcome.notes
+
+
+def test_a_validation_loss():
+    """It is noted with the last step, and counted where it is not finite."""
+    model, _, watch, _ = started()
+    watch.note_validation(1.0)
+    watch.step(lambda: loss_of(model, GOOD))
+    watch.note_validation(torch.tensor(2.0))
+    assert (watch.figures[0].validated, watch.figures[0].validation) == (True, 2.0)
+    watch.note_validation(NAN)
+    assert (watch.figures[0].validated, watch.figures[0].validation) == (True, None)
+
+
 def test_a_log_that_raises_never_hurts():
     """One warning, then silence."""
 
@@ -651,8 +749,9 @@ def folder(monkeypatch, tmp_path):
 
     room = types.ModuleType("nanhunt.capsule")
     room.CapsuleFolder = Folder
-    room.Capsule = types.SimpleNamespace
-    room.read_settings = lambda model, scaler=None: ("settings", scaler)
+    room.capture = lambda model, batch, **rest: types.SimpleNamespace(
+        model=dict((*model.named_parameters(), *model.named_buffers())), batch=batch, **rest
+    )
     monkeypatch.setitem(sys.modules, "nanhunt.capsule", room)
     return stored
 
@@ -675,6 +774,20 @@ def test_a_capsule_holds_the_state_before_the_step(folder, tmp_path):
     assert "aten::sqrt at " in capsule.note
     watch.step(lambda: loss_of(model, POOR), batch=POOR)
     assert len(folder) == 1
+
+
+def test_a_capsule_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    """One warning, and the training goes on."""
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    model, _, watch, told = started(capsules=tmp_path)
+    monkeypatch.setattr(sys.modules["nanhunt.capsule"], "capture", refuse)
+    with pytest.warns(RuntimeWarning, match="step 0 could not be kept: OSError: no space left"):
+        assert watch.step(lambda: loss_of(model, POOR)).capsule is None
+    assert len(told) == 1
+    assert watch.step(lambda: loss_of(model, GOOD)).stepped
 
 
 def test_a_capsule_has_the_digest_of_the_step(folder, tmp_path):
