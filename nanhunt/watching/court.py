@@ -1,6 +1,7 @@
 """The court for a step that is not taken: who did it, who is told, and whether training goes on."""
 
 import math
+from dataclasses import replace
 
 from nanhunt.errors import NonFiniteError
 from nanhunt.records import SANITISED
@@ -8,11 +9,12 @@ from nanhunt.replay.ends import fingerprint
 from nanhunt.watching import telling
 from nanhunt.watching.choices import Choices
 from nanhunt.watching.held import Held
-from nanhunt.watching.inquest import Case, Inquest
+from nanhunt.watching.inquest import Case, Inquest, name_of
 from nanhunt.watching.keeping import Keeping
 from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Kept, Previous
+from nanhunt.watching.ranks import Ranks, are_several
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scene import PastStep, Scene
 from nanhunt.watching.verdict import bad_parameters, tell_parameters, tell_seen
@@ -25,6 +27,8 @@ class Court:
         self._choices, self._held, self._previous = choices, held, previous
         keeping = Keeping(choices.capsules) if choices.capsules is not None else None
         self._inquest = Inquest(choices, keeping)
+        self._ranks = Ranks(choices.model)
+        self._shared_keys: set[object] = set()
         self._failures = 0  # in a row
 
     def acquit(self) -> None:
@@ -40,7 +44,7 @@ class Court:
             keeps_gradients: whether they are still there afterwards, for a scaler.
         """
         digest = self._digest(now)
-        gradients = self._held.gradients() if keeps_gradients else ([], ())
+        gradients = [p.grad for p in self._held.parameters] if keeps_gradients else []
         self.drop_gradients()
         if now.why != "ranks":
             part = now.failed_part()
@@ -48,16 +52,31 @@ class Court:
             after = Moment(tables_of([self._choices.model, *modules])).take()
             try:
                 part.moment.restore()
-                now.case = self._inquire(now, part, last, digest)
+                with self._ranks.apart(modules):
+                    now.case = self._inquire(now, part, last, digest)
             finally:
                 after.restore()
                 self.drop_gradients()
         if now.case.is_overflow:
             now.why = "scaler"
-        for gradient, position in zip(*gradients, strict=True):
-            self._held.parameters[position].grad = gradient
+        elif are_several():
+            now.case = self._shared(now)
+        for parameter, gradient in zip(self._held.parameters, gradients, strict=False):
+            parameter.grad = gradient
         now.rescue_buffers()
         self._note_sanitising(now)
+
+    def _shared(self, now: Running) -> Case:
+        """The case as all processes see it; the first one tells it, once for each culprit."""
+        case = now.case
+        if now.why == "ranks" and self._choices.live_scaler is not None:
+            return case  # the others may have left the step to their scalers
+        merged = self._ranks.merge(case.report or self._inquest.finite(now.number))
+        first = merged.culprits[:1]
+        key = (merged.rank, *(name_of(finding) for finding in first))
+        is_new = key not in self._shared_keys
+        self._shared_keys.add(key)
+        return replace(case, report=merged, is_new=is_new and self._ranks.rank == 0)
 
     @staticmethod
     def _note_sanitising(now: Running) -> None:
@@ -88,6 +107,8 @@ class Court:
             return Case(bare, is_new=True)
         size = max(self._choices.accumulate, len(now.parts))
         scene = Scene(self._choices, part.call, part.moment.generators, now.number, size)
+        if self._ranks.must_replay_together:
+            return self._inquest.hold_together(scene, seen)
         loss = pulse.losses[now.parts.index(part)]
         return self._inquest.hold(scene, seen=seen, loss=loss, fingerprint=digest)
 
@@ -95,6 +116,8 @@ class Court:
         """Replay the optimizer step that was taken last, where its state was kept."""
         if self._previous is None or self._previous.step is None:
             return None
+        if self._ranks.must_replay_together:
+            return None  # an optimizer step needs no other process, but its gradients did
         kept = Kept(self._held, self._choices.optimizers)
         try:
             self._previous.restore()
@@ -109,7 +132,7 @@ class Court:
             NonFiniteError: the training is not to go on.
         """
         choices, report = self._choices, case.report
-        if outcome.why in ("scaler", "ranks"):
+        if outcome.why == "scaler" or (outcome.why == "ranks" and report is None):
             return
         self._failures += 1
         if report is not None and case.is_new:

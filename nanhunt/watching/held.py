@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.subject import Subject
+from nanhunt.watching.ranks import is_distributed, local
 
 _ALONE = "optimizer"  # the group of what no module holds
 
@@ -25,6 +26,7 @@ class Held:
     ) -> None:
         self._model, self._optimizers, self._groups = model, optimizers, groups
         self._count = -1
+        self.is_spread = False  # over processes
         self.parameters: list[Tensor] = []
         self.names: list[str] = []
         self.group_names: list[str] = []
@@ -48,6 +50,7 @@ class Held:
         of = [groups.get(named[i], _top(named[i])) if i in named else _ALONE for i in order]
         self.group_names = list(dict.fromkeys([*filter(of.__contains__, groups.values()), *of]))
         self._group_of = [self.group_names.index(name) for name in of]
+        self.is_spread = any(map(is_distributed, self.parameters))
 
     def _groups_by_name(self) -> dict[str, str]:
         subject = Subject(self._model, (), len, groups=self._groups)
@@ -55,8 +58,13 @@ class Held:
         return {name: group for group, names in found.items() for name in names}
 
     def gradients(self) -> tuple[list[Tensor], Sequence[int]]:
-        """The gradients that exist, and the positions of their parameters."""
+        """The gradients that exist, and the positions of their parameters.
+
+        Of those that are spread over processes, the parts that this one holds.
+        """
         found = [p.grad for p in self.parameters]
+        if self.is_spread:
+            found = [None if gradient is None else local(gradient) for gradient in found]
         there = [gradient for gradient in found if gradient is not None]
         if len(there) == len(found):
             return there, range(len(found))

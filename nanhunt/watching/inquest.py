@@ -12,8 +12,9 @@ import torch
 from nanhunt import analysis
 from nanhunt.errors import NanhuntError
 from nanhunt.hunting import Plan, investigate
+from nanhunt.places import told_finding
 from nanhunt.recorder import Scope
-from nanhunt.records import Finding, Report, Run
+from nanhunt.records import Finding, Report, Run, Verdict
 from nanhunt.replay import Replay, draw_batch, replay
 from nanhunt.structure import named_tensors
 from nanhunt.subject import Subject, told
@@ -22,6 +23,7 @@ from nanhunt.versions import versions
 from nanhunt.watching import doubts
 from nanhunt.watching.choices import Choices
 from nanhunt.watching.keeping import Keeping
+from nanhunt.watching.ranks import are_several
 from nanhunt.watching.scene import PastStep, Scene
 
 _Key: TypeAlias = tuple[object, ...]
@@ -80,10 +82,31 @@ class Inquest:
             return None
         if report.verdict != "culprit":
             return None
-        key = _key(report.culprits[0])
+        key = name_of(report.culprits[0])
         if key in self._cases:
             return self._cases[key]
         return self._remembered(key, Case(self._noted(report, seen)))
+
+    def hold_together(self, scene: Scene, seen: str) -> Case:
+        """Replay a step once, as all processes do at the same time, and say who made it so."""
+        with scene.as_it_was(), _hushed():
+            done = self._sketch(scene, scene.subject(whole=scene.call.takes_batch))
+        found = analysis.find_culprits(done.trace) if done.trace else ()
+        if not found:
+            return Case(self._not_again(scene, done, seen) if done.run.is_finite else None)
+        report = self.bare(scene.step, f"in training: {seen}")
+        culprits = tuple(told_finding(finding) for finding in found)
+        skipped = ("every other replay: the forward waits for other processes", _SKIPPED)
+        verdict: Verdict = "culprit"
+        return Case(
+            replace(
+                report, verdict=verdict, culprits=culprits, runs=(done.run,), not_checked=skipped
+            )
+        )
+
+    def finite(self, step: int) -> Report:
+        """The report of a process whose own part of the step is finite."""
+        return replace(self.bare(step, "its own part is finite"), runs=(Run("native", loss=0.0),))
 
     def _remembered(self, key: _Key, case: Case) -> Case:
         while len(self._cases) >= _KNOWN:
@@ -100,7 +123,7 @@ class Inquest:
         if done.run.is_finite:
             return Case(self._not_again(scene, done, seen)), ("did not reproduce",)
         suspects = analysis.find_suspects(done.trace) if done.trace else ()
-        key = _key(suspects[0].finding) if suspects else ("unexplained",)
+        key = name_of(suspects[0].finding) if suspects else ("unexplained",)
         if key in self._cases:
             return self._cases[key], key
         report = self._hunted(subject, scene.step, self.choices.variants)
@@ -138,11 +161,18 @@ class Inquest:
 
     def _hunted(self, subject: Subject, step: int, variants: tuple[str, ...]) -> Report:
         names = tuple(dict.fromkeys(("native", *variants)))
-        plan = Plan(batch=step, precisions=names, budget=self.choices.budget, progress=_silent)
+        budget = self.choices.budget
+        if are_several():
+            # A parameter that changes its dtype loses the hook by which its gradient is shared.
+            names, budget = ("native",), 0.0
+        plan = Plan(batch=step, precisions=names, budget=budget, progress=_silent)
         return investigate(replace(subject, batches=_any_index(subject)), plan)[0]
 
     def _noted(self, report: Report, seen: str) -> Report:
         left = [n for n in report.not_checked if not n.startswith(("the optimizer step", "other"))]
+        if are_several():
+            left = [n for n in left if not n.startswith("fixes")]
+            left.append("fixes: not tried among several processes; replay the capsule alone")
         return replace(
             report,
             notes=(f"in training: {seen}", *report.notes),
@@ -199,5 +229,6 @@ def _silent(_text: str) -> None:
     """A training has a progress bar of its own."""
 
 
-def _key(finding: Finding) -> _Key:
+def name_of(finding: Finding) -> _Key:
+    """What makes a culprit the same one when it is met again."""
     return finding.phase, finding.op, finding.node, finding.file, finding.line, finding.where

@@ -21,6 +21,7 @@ from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Previous
 from nanhunt.watching.pulse import clip, flag_gradients, measure_norms, take_pulse
+from nanhunt.watching.ranks import Ranks, are_several
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scaling import Scaling
 from nanhunt.watching.verdict import judge
@@ -52,6 +53,7 @@ class Watch:
         keeps = choices.keep_previous and not choices.needs_closure
         self._previous = Previous(self._held, choices.optimizers) if keeps else None
         self._court = Court(choices, self._held, self._previous)
+        self._agree = choices.agree or (Ranks(choices.model).agree if are_several() else None)
         self._scaling = Scaling(choices.live_scaler, choices.optimizers)
         self._journal = Journal(choices.log)
         self._clock = Clock()
@@ -274,7 +276,7 @@ class Watch:
             losses,
             flags=now.flags,
             scale=self._scaling.read(losses[0].device),
-            agree=self._choices.agree,
+            agree=self._agree,
         )
         if not is_unscaled and pulse.scale:
             pulse.norms = [norm / pulse.scale for norm in pulse.norms]

@@ -13,6 +13,7 @@ from torch.utils._foreach_utils import (
 
 from nanhunt import measurement
 from nanhunt.watching.held import Held
+from nanhunt.watching.ranks import total_norms
 
 # From so far above 1 on, the factor is above it in the precision of the gradients too, as long as
 # their norm is no number that could overflow there.
@@ -121,6 +122,8 @@ def take_pulse(
     """
     gradients, positions = held.gradients()
     norms, order = measure_norms(gradients)
+    if held.is_spread:
+        norms = list(total_norms(norms))
     home = losses[0].device
     ends = [*losses, *flags] if scale is None else [*losses, *flags, scale]
     row = torch.stack([n.to(home) for n in norms] + [end.reshape(()).to(home) for end in ends])

@@ -8,7 +8,7 @@ processes) can be replayed by all together only: each takes the same one replay 
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -40,7 +40,8 @@ def is_distributed(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
-    part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[operator]
+    split: Any = tensor
+    part: Tensor = split.to_local() if is_distributed(tensor) else tensor
     return part
 
 
@@ -118,8 +119,8 @@ class Ranks:
 
 
 @torch.no_grad()
-def total_norm(norms: Tensor) -> Tensor:
+def total_norms(norms: Sequence[Tensor]) -> Tensor:
     """Norms over all processes, of norms of parts: the square root of the sum of the squares."""
-    squares = norms.square()
+    squares = torch.stack(list(norms)).square()
     distributed.all_reduce(squares)
     return squares.sqrt()
