@@ -58,8 +58,22 @@ def suspects(tensors: Sequence[Tensor]) -> list[int]:
     ]
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over several processes."""
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; to look at it nobody else is asked."""
+    split: Any = tensor
+    # Its own way there, `to_local`, goes through the dispatcher, which may be switched off.
+    part: Tensor = split._local_tensor if is_distributed(tensor) else tensor  # noqa: SLF001
+    return part
+
+
 def dense(tensor: Tensor) -> Tensor:
-    """The strided tensor that holds the values of a strided or sparse tensor."""
+    """The strided tensor that holds the values of a strided, sparse or distributed tensor."""
+    tensor = local(tensor)
     if tensor.layout is torch.strided:
         # Forward-mode derivatives hold zeros that have no memory: reading them ends the process.
         return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor  # noqa: SLF001

@@ -164,13 +164,15 @@ class Flow:
     def _measure_strangers(self, inputs: list[Tensor], outputs: list[Tensor]) -> Given:
         """Count inputs that no recorded op wrote: the value may come from outside the step."""
         written = {storage_key(tensor) for tensor in outputs}
+        # A backend may fill the target of a collective from memory that nobody else sees.
+        target = next((self._received[key] for key in written if key in self._received), None)
         given = Given(inputs, [None] * len(inputs), [None] * len(inputs), {})
         for position, tensor in enumerate(inputs):
             key = storage_key(tensor)
             facts = given.facts[position] = None if key in written else measurement.count(tensor)
             if facts is None or facts.is_finite:
                 continue
-            self._note_stranger(tensor)
+            self._note_stranger(tensor, target)
             given.poisons[position] = self.poison[key]
         return given
 
@@ -180,10 +182,13 @@ class Flow:
             part = Part(index, asked=False, region=region_of(tensor))
             self._received[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
 
-    def _note_stranger(self, tensor: Tensor) -> None:
-        """Note a tensor that no recorded op wrote, if it is not finite."""
+    def _note_stranger(self, tensor: Tensor, target: Poison | None = None) -> None:
+        """Note a tensor that no recorded op wrote, if it is not finite.
+
+        One that is copied to the target of a collective came with that.
+        """
         facts = measurement.count(tensor)
-        received = self._received.get(storage_key(tensor))
+        received = self._received.get(storage_key(tensor), target)
         if received is not None and not _is_gone(received) and not facts.is_finite:
             self.poison[storage_key(tensor)] = received
         elif not facts.is_finite:

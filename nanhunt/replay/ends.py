@@ -18,7 +18,7 @@ from nanhunt.subject import Subject
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is finite."""
-    return measurement.count(tensor.detach()).is_finite
+    return measurement.count(measurement.local(tensor).detach()).is_finite
 
 
 def read_sink(
@@ -30,10 +30,12 @@ def read_sink(
     order: int = 0,
 ) -> Sink:
     """Count one tensor and, if it is not finite, ask the recorder who made it so."""
-    facts = measurement.count(tensor.detach())
+    facts = measurement.count(measurement.local(tensor).detach())
     if facts.is_finite:
         return Sink(kind, name, facts, group, order=order)
-    where = measurement.first_indices(measurement.nonfinite_mask(tensor.detach()))
+    where = measurement.first_indices(
+        measurement.nonfinite_mask(measurement.local(tensor).detach())
+    )
     last = recorder.sources_of(tensor) if recorder else ()
     return Sink(kind, name, facts, group, last, where[0] if where else (), order)
 
@@ -68,7 +70,9 @@ def _unwritten(model: nn.Module, nonfinite: list[str]) -> list[str]:
     apart as random bits do. Where most parameters are so, an earlier step has spoiled them.
     """
     parameters = dict(model.named_parameters())
-    looks = [name for name in nonfinite if _looks_unwritten(parameters[name].detach())]
+    looks = [
+        name for name in nonfinite if _looks_unwritten(measurement.local(parameters[name]).detach())
+    ]
     return looks if 2 * len(looks) <= len(parameters) else []
 
 
@@ -151,7 +155,9 @@ def fingerprint(loss: Tensor, model: nn.Module) -> str:
         if tensor is None:
             digest.update(b"none")
             continue
-        values = measurement.dense(tensor.detach()).contiguous().reshape(-1).cpu()
+        values = (
+            measurement.dense(measurement.local(tensor).detach()).contiguous().reshape(-1).cpu()
+        )
         if values.is_complex():
             values = torch.view_as_real(values).reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nanhunt.measurement import local
 from nanhunt.watching.held import Held
 
 _ELEMENTS = 4096  # of each parameter, evenly spaced; a copy of them is small
@@ -36,7 +37,7 @@ class Drift:
 
 
 def _some(parameter: Tensor) -> Tensor:
-    values = parameter.detach()
+    values = local(parameter.detach())
     if values.is_complex():
         values = torch.view_as_real(values)
     flat = values.reshape(-1) if values.is_contiguous() else values.flatten()

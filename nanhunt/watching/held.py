@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from nanhunt.measurement import is_distributed, local
 from nanhunt.subject import Subject
-from nanhunt.watching.ranks import is_distributed, local
 
 _ALONE = "optimizer"  # the group of what no module holds
 

@@ -19,10 +19,11 @@ from torch import Tensor, distributed, nn
 from nanhunt import store
 from nanhunt.analysis import merge_ranks
 from nanhunt.errors import NanhuntError
+from nanhunt.measurement import is_distributed
 from nanhunt.records import Report
 
-# The process group is asked through its key-value store: reading there has a time limit, and a
-# process that died leaves the others' reports where they are.
+# Seconds in which all are to answer. They are asked through the key-value store of the group, where
+# reading has a time limit; a process that died leaves the others' reports where they are.
 PATIENCE = 60.0
 _numbers = itertools.count()
 
@@ -33,23 +34,11 @@ def are_several() -> bool:
     return is_on and distributed.get_world_size() > 1
 
 
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds."""
-    split: Any = tensor
-    part: Tensor = split.to_local() if is_distributed(tensor) else tensor
-    return part
-
-
 class Ranks:
     """The processes around one watch; with one process nothing of this does anything."""
 
-    def __init__(self, model: nn.Module, patience: float = PATIENCE) -> None:
-        self._model, self._patience = model, patience
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._number = next(_numbers)  # the same in all of them: they run the same program
         self._asked = 0
 
@@ -106,7 +95,7 @@ class Ranks:
         """The texts of all processes, by rank; of those that answered in time."""
         shared: Any = distributed.distributed_c10d._get_default_store()  # noqa: SLF001
         prefix = f"nanhunt/{self._number}/{self._asked}"
-        end = monotonic() + self._patience
+        end = monotonic() + PATIENCE
         found: dict[int, str] = {}
         with contextlib.suppress(RuntimeError):  # the store itself is gone
             shared.set(f"{prefix}/{self.rank}", text)
