@@ -7,8 +7,8 @@ them read them and never need torch. Nothing here holds a live tensor, and nothi
 # fmt: off
 # isort: off
 from nanhunt.records.concluded import (
-    Ablation, Answer, Finding, Group, ModuleFacts, Report, Reproduction, Run, Sample, Step, Trial,
-    Verdict,
+    Ablation, Answer, Finding, Group, ModuleFacts, Provenance, Report, Reproduction, Run, Sameness,
+    Sample, Step, Trial, Verdict,
 )
 from nanhunt.records.gated import Checked, Difference, Outcome, Status
 from nanhunt.records.measured import (
@@ -20,7 +20,7 @@ from nanhunt.records.measured import (
 __all__ = [
     "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Finding", "Frame", "Group",
     "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand", "Outcome", "Pace", "Passage", "Phase",
-    "Report", "Reproduction", "Run", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
-    "TensorFacts", "Term", "Trace", "Trial", "Verdict",
+    "Provenance", "Report", "Reproduction", "Run", "Sameness", "Sample", "Sink", "SinkKind",
+    "Spectrum", "Status", "Step", "TensorFacts", "Term", "Trace", "Trial", "Verdict",
 ]
 # fmt: on

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from nanhunt.records.measured import Frame, HalfOp, Pace, Phase, Term
 
@@ -298,6 +298,28 @@ class Reproduction:
     note: str = ""
 
 
+Sameness: TypeAlias = Literal["equal to the bit", "differs", "not comparable", "not compared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The capsule from which a step was replayed, and whether the step came again.
+
+    `bits` is how loss and gradients of the native replay compare with those of the original step,
+    `why` says what keeps them from being compared; `device` is that of the original, `incomplete`
+    names what the capsule could not hold, `saved` is the sentence that was stored with it.
+    """
+
+    file: str
+    step: int
+    rank: int = 0
+    bits: Sameness = "not compared"
+    why: str = ""
+    device: str = "cpu"
+    incomplete: tuple[str, ...] = ()
+    saved: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of one investigation; everything a renderer needs.
@@ -308,7 +330,7 @@ class Report:
     native replays agreed to the bit (None: not compared); `steps` were to be taken, and `pace`
     tells of those that were, the last one being the one that is reported; `trials` are the replays
     with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
-    the script that was asked for; `notes` are
+    the script that was asked for; `capsule` is where the step came from, if from one; `notes` are
     further measured facts; `command` repeats the run.
     """
 
@@ -337,6 +359,7 @@ class Report:
     pace: tuple[Pace, ...] = ()
     harmless: tuple[str, ...] = ()
     repro: Reproduction | None = None
+    capsule: Provenance | None = None
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0
