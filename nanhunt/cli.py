@@ -65,6 +65,13 @@ _Factory = Annotated[
 _Trust = Annotated[
     bool, typer.Option("--trust", help="Import the factory that the capsule itself names.")
 ]
+_Batch = Annotated[int | None, typer.Option(help="Index of the batch.", show_default="0")]
+_Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Take so many real optimizer steps, and hunt in the one that fails.", show_default="1"
+    ),
+]
 _Ablate = Annotated[
     list[str] | None,
     typer.Option(help="Weight or loss term to take out; repeat or separate by commas; `all`."),
@@ -105,14 +112,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
     *,
     factory: _Factory = None,
     trust: _Trust = False,
-    batch: Annotated[int | None, typer.Option(help="Index of the batch.", show_default="0")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Take so many real optimizer steps, and hunt in the one that fails.",
-            show_default="1",
-        ),
-    ] = None,
+    batch: _Batch = None,
+    steps: _Steps = None,
     ablate: _Ablate = None,
     precision: _Precision = None,
     option: _Set = None,

@@ -29,9 +29,8 @@ from nanhunt.capsule.memory import SAFE, Region
 # A header is a few hundred bytes for each tensor. More than this is no capsule.
 HEADER_LIMIT = 32 * 2**20
 # How many values the JSON of a header may have: it bounds the memory that reading it takes.
-VALUES_LIMIT = 2_000_000
+VALUES_LIMIT = 1_000_000
 LIMIT = 64 * 2**30
-_DEPTH = 200
 _DIGITS = 64  # of the checksum
 _CHUNK = 4 * 2**20
 _HEAD = b'{"__metadata__":{"nanhunt":"capsule %d","checksum":"' % SCHEMA
@@ -144,21 +143,31 @@ def read_file(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
     """
     # Without O_NONBLOCK, opening a pipe would wait for someone who writes into it.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb", buffering=0) as file:
+    try:
         mode = os.fstat(handle)
-        if not stat.S_ISREG(mode.st_mode):
-            what = "a folder" if stat.S_ISDIR(mode.st_mode) else "not a regular file"
-            raise UnfitError(f"it is {what}; give a file that nanhunt wrote")
-        if mode.st_size > LIMIT:
-            raise UnfitError(f"it has {mode.st_size} bytes, and a capsule has at most {LIMIT}")
+        _check_kind(mode)
+        file = os.fdopen(handle, "rb", buffering=0, closefd=False)
         header = _read_header(file, mode.st_size)
-        sizes = _check_entries(header, mode.st_size)
+        table = parse_json(header)
+        if not isinstance(table, dict):
+            raise UnfitError("its header is no table of tensors")
+        sizes = _check_entries(table, mode.st_size - 8 - len(header))
         regions = [torch.empty(size, dtype=torch.uint8) for size in sizes]
         for region in regions:
             if size := region.numel():
                 _read_into(file, _bytes_of(region), size)
+    finally:
+        os.close(handle)
     _check_sum(header, regions)
-    return _record(header), regions
+    return _record(table), regions
+
+
+def _check_kind(mode: os.stat_result) -> None:
+    if not stat.S_ISREG(mode.st_mode):
+        what = "a folder" if stat.S_ISDIR(mode.st_mode) else "not a regular file"
+        raise UnfitError(f"it is {what}; give a file that nanhunt wrote")
+    if mode.st_size > LIMIT:
+        raise UnfitError(f"it has {mode.st_size} bytes, and a capsule has at most {LIMIT}")
 
 
 def _read_header(file: Any, size: int) -> bytes:
@@ -242,12 +251,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_entries(header: bytes, size: int) -> list[int]:
+def _check_entries(table: dict[str, Any], room: int) -> list[int]:
     """The sizes of the regions, which must lie one after the other up to the end of the file."""
-    table = parse_json(header)
-    if not isinstance(table, dict):
-        raise UnfitError("its header is no table of tensors")
-    room, end = size - 8 - len(header), 0
+    end = 0
     sizes = []
     for name, entry in table.items():
         if name == "__metadata__":
@@ -294,8 +300,8 @@ def _check_sum(header: bytes, regions: Sequence[Tensor]) -> None:
         raise UnfitError("its checksum does not fit its content; it is broken, fetch it again")
 
 
-def _record(header: bytes) -> dict[str, Any]:
-    metadata = parse_json(header)["__metadata__"]
+def _record(table: dict[str, Any]) -> dict[str, Any]:
+    metadata = table["__metadata__"]
     text = metadata.get("record") if isinstance(metadata, dict) else None
     record = parse_json(text) if isinstance(text, str) else None
     if not isinstance(record, dict):

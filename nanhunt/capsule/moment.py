@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.random import RandomState
 from torch import Tensor, nn
 
 from nanhunt.capsule.contents import Capsule
@@ -112,7 +112,7 @@ def _checked(generators: Generators) -> tuple[Generators, tuple[str, ...]]:
     numbers = generators.numbers
     if isinstance(numbers, tuple) and numbers and numbers[0] == "MT19937":
         return generators, ()
-    fresh: Any = np.random.RandomState(0).get_state()
+    fresh: Any = RandomState(0).get_state()
     lost = "generators.numbers (numpy's global generator is no Mersenne twister)"
     return replace(generators, numbers=fresh), (lost,)
 

@@ -1,6 +1,5 @@
 """Reading a spelling back: plain data in, plain data out; nothing is looked up by name."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -153,9 +152,7 @@ class Reader:
         size = tuple(_whole(n) for n in _list(shape))
         tensors = self._all(parts)
         self._depth -= 1
-        with warnings.catch_warnings():  # that such tensors are new to torch is no news
-            warnings.simplefilter("ignore")
-            made = _joined(layout, size, tensors, is_coalesced="coalesced" in flags)
+        made = _joined(layout, size, tensors, is_coalesced="coalesced" in flags)
         return made.requires_grad_("grad" in flags)
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import random
 import types
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 import torch
+from numpy.random import RandomState
 from torch import Tensor
 
 from nanhunt.capsule.container import read_file, write_file
@@ -53,7 +54,10 @@ def read_capsule(path: str | os.PathLike[str]) -> Capsule:
     """
     name = os.fspath(path)
     try:
-        return read(*read_file(Path(path)))
+        record, regions = read_file(Path(path))
+        with warnings.catch_warnings():  # that some kinds of tensors are new to torch is no news
+            warnings.simplefilter("ignore")
+            return read(record, regions)
     except UnfitError as error:
         raise CapsuleError(f"{name}: {error}") from None
     except MemoryError:
@@ -153,7 +157,7 @@ def _generators(values: Any) -> Generators:
             raise UnfitError("its state of torch's generator is none")
     try:
         random.Random().setstate(known["python"])  # noqa: S311 - no secret is made of it
-        np.random.RandomState().set_state(numbers)
+        RandomState().set_state(numbers)
         torch.Generator().set_state(known["cpu"])
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise UnfitError(f"its states of the generators are none ({_reason(error)})") from None
