@@ -35,7 +35,7 @@ class Settings:
         device: the type of the device on which the model stood.
         autocast: (device type, enabled, dtype) of each autocast state around the step.
         autocast_cache: whether autocast kept the weights that it had cast.
-        scaler: `state_dict` of the `GradScaler`; None where there was none.
+        scaler: `state_dict` of the `GradScaler`; None or empty where the loss was not scaled.
         deterministic: of `torch.use_deterministic_algorithms`.
         deterministic_warn_only: of the same.
         precision: of `torch.set_float32_matmul_precision`.
@@ -80,8 +80,9 @@ class Capsule:
         subject: the spec of a factory that builds the subject; empty where it is not known.
         versions: package and version, of those that wrote it.
         machine: what else decides over bits: build, processor, device.
-        devices: for each tensor of the batch, in the order of `nanhunt.structure.named_tensors`,
-            the device on which it was; in a capsule that was read all are on the CPU.
+        others: parameters that the optimizer alone holds, as a weight of the loss that is trained.
+        devices: tensors of the batch, by the expressions that reach them, and the device on which
+            each was; in a capsule that was read all are on the CPU.
         incomplete: what could not be stored, by name.
         note: a sentence for the reader, as the culprit that was found.
     """
@@ -99,6 +100,7 @@ class Capsule:
     subject: str = ""
     versions: tuple[tuple[str, str], ...] = ()
     machine: tuple[tuple[str, str], ...] = ()
-    devices: tuple[str, ...] = ()
+    others: tuple[Tensor, ...] = ()
+    devices: tuple[tuple[str, str], ...] = ()
     incomplete: tuple[str, ...] = ()
     note: str = ""

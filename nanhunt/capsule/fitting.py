@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nanhunt.capsule.contents import Capsule
 from nanhunt.capsule.lookalikes import adopted
-from nanhunt.capsule.moment import plain_name, unwrapped
+from nanhunt.capsule.moment import plain_name, strangers, unwrapped
 from nanhunt.errors import CapsuleError
 from nanhunt.structure import map_tensors, named_tensors
 from nanhunt.subject import Subject, told
@@ -41,6 +41,7 @@ def open_capsule(capsule: Capsule, subject: Any) -> Subject:
     for name, module in model.named_modules():
         module.training = capsule.settings.training.get(plain_name(name), module.training)
     if built.optimizer is not None and capsule.optimizer is not None:
+        _fill_strangers(capsule, list(strangers(model, built.optimizer)))
         _fill_optimizer(capsule.optimizer, built.optimizer)
     if built.scheduler is not None and capsule.scheduler is not None:
         _fill_scheduler(capsule.scheduler, built.scheduler)
@@ -59,6 +60,8 @@ def unused(capsule: Capsule, subject: Subject) -> tuple[str, ...]:
     for name, said in (("optimizer", "an optimizer"), ("scheduler", "a scheduler")):
         if getattr(capsule, name) is not None and getattr(subject, name) is None:
             notes.append(f"the capsule holds the state of {said}, and the subject has none")
+    if subject.scaler is not None and not capsule.settings.scaler:
+        notes.append("the subject's scaler is left out: the step of the capsule had none")
     if capsule.optimizer is None and subject.optimizer is not None:
         notes.append("the capsule holds no optimizer state: the optimizer starts anew")
     return tuple(notes)
@@ -87,6 +90,14 @@ def _check_model(capsule: Capsule, model: nn.Module) -> None:
         if name not in here:
             raise _misfit(name, "of the capsule is not in the subject")
     _check_ties(here, there)
+    _check_buffers(capsule, model, here)
+
+
+def _check_buffers(capsule: Capsule, model: nn.Module, here: Mapping[str, Tensor]) -> None:
+    """Compare the names of buffers; one that the capsule has alone is one that a forward makes."""
+    for name, _ in model.named_buffers(remove_duplicate=False):
+        if plain_name(name) not in capsule.model:
+            raise _misfit(plain_name(name), "is not in the capsule")
     modules = {plain_name(name) for name, _ in model.named_modules()}
     for name in capsule.model:
         if name not in here and name.rpartition(".")[0] not in modules:
@@ -164,6 +175,21 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 # --- what goes with it ---------------------------------------------------------------------------
 
 
+def _fill_strangers(capsule: Capsule, parameters: list[Tensor]) -> None:
+    """Parameters that are the optimizer's alone, in its order."""
+    shapes = [_told(kept) for kept in capsule.others]
+    if shapes != [_told(parameter) for parameter in parameters]:
+        raise CapsuleError(
+            f"the capsule does not fit the subject: beside the model, its optimizer held "
+            f"{', '.join(shapes) or 'nothing'} and the subject's holds "
+            f"{', '.join(map(_told, parameters)) or 'nothing'}"
+        )
+    for parameter, kept in zip(parameters, capsule.others, strict=True):
+        _fill(parameter, kept)
+        parameter.requires_grad_(kept.requires_grad)
+        parameter.grad = None
+
+
 def _fill_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Not `load_state_dict`: that casts states to the dtype of their parameter."""
     groups, kept = optimizer.param_groups, state.get("param_groups")
@@ -204,10 +230,10 @@ def _fill_scheduler(state: Mapping[str, Any], scheduler: Any) -> None:
 
 
 def _scaler(capsule: Capsule, subject: Subject) -> Any:
-    """The subject's scaler, or a new one, with the state of the capsule's."""
+    """The subject's scaler, or a new one, with the state of the capsule's; None if it had none."""
     state = capsule.settings.scaler
     if not state:
-        return subject.scaler
+        return None
     device = next((p.device.type for p in subject.model.parameters()), "cpu")
     scaler = subject.scaler if subject.scaler is not None else torch.amp.GradScaler(device)
     try:
@@ -227,11 +253,10 @@ def _batch(capsule: Capsule, subject: Subject) -> Any:
     if device.type == "cpu":
         return batch
     names = named_tensors(batch)
-    theirs = {
-        id(tensor): name.partition(":")[0] == capsule.settings.device
-        for (_, tensor), name in zip(names, capsule.devices, strict=False)
-    }
-    return map_tensors(batch, lambda t: _moved(t, device) if theirs.get(id(t), True) else t)
+    home = capsule.settings.device
+    stays = {name for name, where in capsule.devices if where.partition(":")[0] != home}
+    kept = {id(tensor) for name, tensor in names if name in stays}
+    return map_tensors(batch, lambda t: t if id(t) in kept else _moved(t, device))
 
 
 def _homes(subject: Subject) -> Iterator[str]:

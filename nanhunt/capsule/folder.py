@@ -61,7 +61,7 @@ class CapsuleFolder:
             found = [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
         except OSError:
             return []
-        return sorted(found, key=_age)
+        return sorted(found, key=_age, reverse=True)
 
     def _prepare(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class CapsuleFolder:
             if draft is None:
                 continue
             is_ours = draft[1] == host()
-            if (is_ours and not _lives(int(draft[2]))) or _age(path)[0] > _STALE - time.time():
+            if (is_ours and not _lives(int(draft[2]))) or time.time() - _age(path)[0] > _STALE:
                 yield path
 
     def _make_room(self, newest: Path) -> None:
@@ -108,9 +108,9 @@ class CapsuleFolder:
 
 
 def _age(path: Path) -> tuple[float, str]:
-    """Sorts the newest first; what is gone meanwhile counts as old."""
+    """When it was written; what is gone meanwhile counts as old."""
     try:
-        return -path.stat().st_mtime, path.name
+        return path.stat().st_mtime, path.name
     except OSError:
         return 0.0, path.name
 

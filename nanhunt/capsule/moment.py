@@ -1,5 +1,6 @@
 """The moment before a step, read from the live objects."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -42,9 +43,9 @@ def capture(  # noqa: PLR0913 - one parameter for each thing that a step depends
     Args:
         model: its parameters, buffers and the modes of its modules are taken.
         batch: what the step is given.
-        optimizer: its state is taken too.
+        optimizer: its state is taken too, and parameters that it alone holds.
         scheduler: its state is taken too.
-        scaler: a `GradScaler`; its state is taken too.
+        scaler: the `GradScaler` of the step; without one, its loss is replayed unscaled.
         generators: where the random generators stood before the step; else where they stand.
         loss: of the original step.
         fingerprint: digest of loss and gradients of the original step.
@@ -73,7 +74,8 @@ def capture(  # noqa: PLR0913 - one parameter for each thing that a step depends
         subject=subject,
         versions=versions(),
         machine=read_machine(settings.device),
-        devices=tuple(str(tensor.device) for _, tensor in named_tensors(batch)),
+        others=tuple(strangers(bare, optimizer)),
+        devices=tuple((name, str(tensor.device)) for name, tensor in named_tensors(batch)),
         incomplete=(*lost, *_extra_states(bare)),
         note=note,
     )
@@ -96,6 +98,16 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
         *model.named_buffers(remove_duplicate=False),
     ]
     return {plain_name(name): tensor for name, tensor in pairs}
+
+
+def strangers(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[Tensor]:
+    """The parameters that an optimizer holds and a model does not, each once."""
+    known = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups if optimizer is not None else ():
+        for parameter in group["params"]:
+            if id(parameter) not in known:
+                known.add(id(parameter))
+                yield parameter
 
 
 def plain_name(name: str) -> str:

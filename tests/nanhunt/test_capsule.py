@@ -23,6 +23,7 @@ from nanhunt.capsule import (
     read_capsule,
     read_settings,
     settings_applied,
+    unused,
     write_capsule,
 )
 from nanhunt.errors import CapsuleError
@@ -452,6 +453,41 @@ def test_ties_that_do_not_fit():
     )
 
 
+def test_a_buffer_that_the_capsule_lacks():
+    """It would stand as the factory made it."""
+    with pytest.raises(
+        CapsuleError, match=r"^the capsule does not fit the subject: table is not in"
+    ):
+        open_capsule(capture(plain_network(), 0), subject_of(network()))
+
+
+def plain_network():
+    """The same network without its table."""
+    net = network()
+    del net.table
+    return net
+
+
+def test_parameters_of_the_optimizer_alone(tmp_path):
+    """A trained weight of the loss belongs to no module, and comes again too."""
+    model, weight = nn.Linear(1, 1), nn.Parameter(torch.tensor([2.5, 1.0]))
+    optimizer = torch.optim.Adam([*model.parameters(), weight])
+    path = write_capsule(capture(model, 0, optimizer=optimizer), tmp_path / "a")
+    other, fresh = nn.Linear(1, 1), nn.Parameter(torch.zeros(2))
+    own = torch.optim.Adam([*other.parameters(), fresh])
+    open_capsule(read_capsule(path), subject_of(other, optimizer=own))
+    assert fresh.tolist() == [2.5, 1.0]
+    with pytest.raises(CapsuleError) as caught:
+        open_capsule(
+            read_capsule(path),
+            subject_of(other, optimizer=torch.optim.Adam(other.parameters())),
+        )
+    assert str(caught.value) == (
+        "the capsule does not fit the subject: beside the model, its optimizer held float32[2] and "
+        "the subject's holds nothing"
+    )
+
+
 def test_an_optimizer_that_does_not_fit():
     """Other groups of parameters."""
     model = nn.Linear(1, 1)
@@ -492,6 +528,17 @@ def test_a_scaler_comes_again(tmp_path):
     own = torch.amp.GradScaler("cpu")
     for built in (subject_of(nn.Linear(1, 1)), subject_of(nn.Linear(1, 1), scaler=own)):
         assert open_capsule(capsule, built).scaler.state_dict() == scaler.state_dict()
+
+
+def test_a_step_without_a_scaler_is_not_scaled():
+    """The subject's own scaler is left out, and the report says so."""
+    built = subject_of(nn.Linear(1, 1), scaler=torch.amp.GradScaler("cpu"))
+    for scaler in (None, torch.amp.GradScaler("cpu", enabled=False)):
+        capsule = capture(nn.Linear(1, 1), 0, scaler=scaler)
+        assert open_capsule(capsule, built).scaler is None
+        assert unused(capsule, built) == (
+            "the subject's scaler is left out: the step of the capsule had none",
+        )
 
 
 def test_settings_are_applied_and_put_back(tmp_path):
@@ -538,6 +585,20 @@ def test_autocast_of_another_device_is_that_of_this_one():
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") is torch.float16
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_tensors_go_where_they_were(monkeypatch):
+    """What was on the model's device follows it; what stayed on the CPU beside it stays there."""
+    batch = {"lost": len, "x": torch.ones(2), "lengths": torch.ones(2)}
+    devices = (("batch['lost']", "cuda:0"), ("batch['x']", "cuda:0"), ("batch['lengths']", "cpu"))
+    model = nn.Linear(1, 1)
+    capsule = capture(model, batch)
+    settings = dataclasses.replace(capsule.settings, device="cuda")
+    capsule = dataclasses.replace(capsule, settings=settings, devices=devices)
+    opened = open_capsule(capsule, subject_of(model.to("meta"))).batches[0]
+    assert (opened["x"].device.type, opened["lengths"].device.type) == ("meta", "cpu")
+    opened = open_capsule(capsule, subject_of(nn.Linear(1, 1))).batches[0]
+    assert (opened["x"].device.type, opened["lengths"].device.type) == ("cpu", "cpu")
 
 
 # --- the file ------------------------------------------------------------------------------------

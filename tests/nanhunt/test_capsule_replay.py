@@ -196,7 +196,11 @@ def test_a_capsule_of_a_gpu_on_the_cpu(code, capsys, monkeypatch):
     )
     machine = (*capsule.machine[:-1], ("device", "cuda NVIDIA H100"))
     made = dataclasses.replace(
-        capsule, settings=settings, generators=generators, machine=machine, devices=("cuda:0",)
+        capsule,
+        settings=settings,
+        generators=generators,
+        machine=machine,
+        devices=(("batch.x", "cuda:0"),),
     )
     write_capsule(made, path)
     exit_code, _, _ = run(capsys, monkeypatch, path, "--trust", *QUICK)
