@@ -62,10 +62,11 @@ def write_file(path: Path, record: str, regions: Sequence[Region]) -> None:
     """
     header = _header(record, regions)
     size = 8 + len(header) + sum(region.size for region in regions)
-    if len(header) > HEADER_LIMIT or _count_values(header) > VALUES_LIMIT or size > LIMIT:
+    values = _count_values(header)
+    if len(header) > HEADER_LIMIT or values > VALUES_LIMIT or size > LIMIT:
         raise UnfitError(
-            f"it would have {size} bytes, {len(header)} of them in its header; a capsule has at "
-            f"most {LIMIT} and {HEADER_LIMIT}"
+            f"it would have {size} bytes, {len(header)} of them and {values} values in its header; "
+            f"a capsule has at most {LIMIT}, {HEADER_LIMIT} and {VALUES_LIMIT}"
         )
     if path.exists() and not path.is_file():
         raise OSError("it exists and is not a regular file")

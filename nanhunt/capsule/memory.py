@@ -125,6 +125,13 @@ class Memory:
             _Piece(place, "cpu", low, high, first, view, 1, is_plain=False, read=read)
         )
 
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def forget(self, count: int) -> None:
+        """Forget all but the first that were taken."""
+        del self._pieces[count:]
+
     def lay_out(self) -> tuple[list[View], list[Region]]:
         """The view of each that was taken, in that order, and the regions as the file has them."""
         groups = sorted(_merged(self._pieces), key=lambda group: -_align(self._of(group)))

@@ -1,6 +1,7 @@
 """A capsule as one file, there and back: the record, and what its fields must be."""
 
 import json
+import math
 import os
 import random
 import types
@@ -18,7 +19,7 @@ from nanhunt.capsule.container import read_file, write_file
 from nanhunt.capsule.contents import Capsule, Settings, UnfitError
 from nanhunt.capsule.memory import DTYPES, Region
 from nanhunt.capsule.reading import Reader, read_view
-from nanhunt.capsule.spelling import Speller
+from nanhunt.capsule.spelling import ROOM, Speller
 from nanhunt.capsule.switches import MOST_THREADS, PRECISIONS
 from nanhunt.errors import CapsuleError
 from nanhunt.generators import Generators
@@ -94,9 +95,12 @@ def spell(capsule: Capsule) -> tuple[str, list[Region]]:
 
 def _spell_fields(speller: Speller, capsule: Capsule) -> dict[str, Any]:
     """Every field in the order in which a person would want to read them."""
-    skipped = ("incomplete", "model", "generators", "settings")
+    skipped = ("batch", "incomplete", "model", "generators", "settings")
     plain = [f.name for f in fields(Capsule) if f.name not in skipped]
-    record = {name: speller.spell(getattr(capsule, name), name) for name in sorted(plain)}
+    speller.room = ROOM
+    record = {"batch": speller.part(capsule.batch, "batch")}
+    speller.room = math.inf
+    record |= {name: speller.spell(getattr(capsule, name), name) for name in sorted(plain)}
     for name in ("settings", "generators"):
         whole = getattr(capsule, name)
         entries = {f.name: getattr(whole, f.name) for f in fields(whole)}

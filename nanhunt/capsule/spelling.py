@@ -28,7 +28,17 @@ _MANY = 16
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _KEYS = (str, int, bool)
 
+# What a batch may take of a header, which has room for a million values in all, and what one
+# tensor or array takes of it. A batch of more objects than that loses its largest part.
+ROOM = 300_000
+_TENSOR = 25
+_FEW = 100
+
 Node = Any
+
+
+class _FullError(Exception):
+    """There are more values than a header holds."""
 
 
 class Speller:
@@ -39,12 +49,14 @@ class Speller:
         self.views: list[dict[str, Any]] = []  # in the order of the memory
         self.tensors: list[Node] = []
         self.lost: list[str] = []
+        self.room: float = math.inf
         self._known: dict[int, tuple[Any, Node]] = {}  # holds each value, so that ids stay its own
 
     def spell(  # noqa: PLR0911 - one for each kind of value
         self, value: Any, place: str, depth: int = 0
     ) -> Node:
         """The spelling of a value; `place` is the expression that reaches it."""
+        self._take(1)
         if depth > DEPTH:
             return self._lose(place, f"nested more than {DEPTH} deep")
         if value is None or type(value) in (bool, str):
@@ -62,6 +74,31 @@ class Speller:
         if plain is not None:
             return plain(value)
         return self._container(value, place, depth + 1)
+
+    def _take(self, values: int) -> None:
+        self.room -= values
+        if self.room < 0:
+            raise _FullError
+
+    def part(self, value: Any, place: str, depth: int = 0) -> Node:
+        """The spelling of a value that may be too much, and is lost as a whole then."""
+        before = len(self.memory), len(self.views), len(self.tensors), len(self.lost)
+        known, room = dict(self._known), self.room
+        try:
+            return self.spell(value, place, depth)
+        except _FullError:
+            self.memory.forget(before[0])
+            for entries, count in zip(
+                (self.views, self.tensors, self.lost), before[1:], strict=True
+            ):
+                del entries[count:]
+            self._known, self.room = known, room
+            return self._lose(place, "more values than a capsule holds")
+
+    def _inner(self, value: Any, place: str, depth: int, count: int) -> Node:
+        """One of so many values; near the top each of a few may be lost alone."""
+        is_near = depth <= 2 and count <= _FEW
+        return self.part(value, place, depth) if is_near else self.spell(value, place, depth)
 
     # -- what holds others -------------------------------------------------------------------
 
@@ -92,7 +129,9 @@ class Speller:
         return self._lose(place, _kind(value))
 
     def _fields(self, items: Any, place: str, depth: int) -> list[Node]:
-        pairs = [(name, self.spell(item, f"{place}.{name}", depth)) for name, item in items]
+        known = list(items)
+        count = len(known)
+        pairs = [(name, self._inner(item, f"{place}.{name}", depth, count)) for name, item in known]
         return [[name for name, _ in pairs], [node for _, node in pairs]]
 
     def _sequence(self, value: Any, place: str, depth: int) -> Node:
@@ -107,7 +146,8 @@ class Speller:
                 return ["numbers", word, self._packed(np.array(value, np.float64), place)]
             if kinds == {int} and all(-(2**63) <= item < 2**63 for item in value):
                 return ["numbers", word, self._packed(np.array(value, np.int64), place)]
-        return [word, *(self.spell(v, f"{place}[{i}]", depth) for i, v in enumerate(value))]
+        count = len(value)
+        return [word, *(self._inner(v, f"{place}[{i}]", depth, count) for i, v in enumerate(value))]
 
     def _mapping(self, value: Mapping[Any, Any], place: str, depth: int) -> Node:
         word = "ordered" if type(value) is OrderedDict else "dict"
@@ -118,7 +158,8 @@ class Speller:
             if type(key) not in _KEYS or (type(key) is int and not -(2**63) <= key < 2**63):
                 self._lose(f"{place}[{_shown(key)}]", f"under a key that is {_kind(key)}")
             else:
-                pairs.append([key, self.spell(item, f"{place}[{key!r}]", depth)])
+                node = self._inner(item, f"{place}[{key!r}]", depth, len(value))
+                pairs.append([key, node])
         return [word, *pairs]
 
     def _note_strangers(self, value: Any, names: list[str], place: str) -> None:
@@ -133,10 +174,12 @@ class Speller:
     def _once(self, value: Any, place: str, spell: Callable[[Any, str], Node]) -> Node:
         """A tensor that stands at several places is one object at all of them."""
         if id(value) not in self._known:
+            self._take(_TENSOR)
             self._known[id(value)] = (value, spell(value, place))
         return self._known[id(value)][1]
 
     def _packed(self, values: np.ndarray[Any, Any], place: str) -> Node:
+        self._take(_TENSOR)
         self._known[id(values)] = (values, None)  # its memory is read when the file is written
         return self._array(values, place)
 

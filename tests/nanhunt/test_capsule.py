@@ -233,6 +233,21 @@ def test_what_cannot_be_stored_is_named(again):
     assert capsule.batch["x"].tolist() == [1, 1]
 
 
+def test_a_part_that_is_too_much_is_lost_alone(again):
+    """Half a million texts do not take the tensors beside them with them, nor the model."""
+    many = ["a"] * 400_000
+    rows = [[k] * 20 for k in range(20_000)]
+    capsule = again({"x": torch.ones(2), "many": many, "rows": rows, "y": [torch.zeros(1)]})
+    assert capsule.incomplete == (
+        "batch['many'] (more values than a capsule holds)",
+        "batch['rows'] (more values than a capsule holds)",
+    )
+    assert (capsule.batch["x"].tolist(), capsule.batch["y"][0].tolist()) == ([1, 1], [0])
+    assert list(capsule.model) == ["weight", "bias"]
+    assert again([rows[:5000]]).batch == [rows[:5000]]
+    assert again([["a"]] * 400_000).incomplete == ("batch (more values than a capsule holds)",)
+
+
 def test_capture_knows_what_is_missing_before_it_is_written():
     """The same names as in the file, without a file."""
     assert capture(nn.Linear(1, 1), {"f": len}).incomplete == (
