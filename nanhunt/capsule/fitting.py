@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nanhunt.capsule.contents import Capsule
 from nanhunt.capsule.lookalikes import adopted
 from nanhunt.capsule.moment import plain_name, strangers, unwrapped
-from nanhunt.errors import CapsuleError
+from nanhunt.errors import CapsuleError, NanhuntError
 from nanhunt.structure import map_tensors, named_tensors
 from nanhunt.subject import Subject, told
 
@@ -35,6 +35,15 @@ def open_capsule(capsule: Capsule, subject: Any) -> Subject:
         CapsuleError: the capsule does not fit; the sentence names the first thing that differs.
     """
     built = Subject.of(subject)
+    try:
+        return _fitted(capsule, built)
+    except NanhuntError:
+        raise
+    except Exception as error:  # states are of any shape where a file was made by hand
+        raise CapsuleError(f"the capsule does not fit the subject: {told(error)}") from error
+
+
+def _fitted(capsule: Capsule, built: Subject) -> Subject:
     model = unwrapped(built.model)
     _check_model(capsule, model)
     _fill_model(capsule, model)
@@ -236,12 +245,7 @@ def _scaler(capsule: Capsule, subject: Subject) -> Any:
         return None
     device = next((p.device.type for p in subject.model.parameters()), "cpu")
     scaler = subject.scaler if subject.scaler is not None else torch.amp.GradScaler(device)
-    try:
-        scaler.load_state_dict(dict(state))
-    except Exception as error:
-        raise CapsuleError(
-            f"the scaler state of the capsule does not fit the subject's scaler: {told(error)}"
-        ) from error
+    scaler.load_state_dict(dict(state))
     return scaler
 
 

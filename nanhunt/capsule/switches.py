@@ -29,7 +29,7 @@ _FUNCTIONS: dict[str, tuple[Callable[[], bool], Callable[[bool], object]]] = {
     for kind in ("flash", "mem_efficient", "math", "cudnn")
 }
 PRECISIONS = ("highest", "high", "medium")
-MOST_THREADS = 4096
+MOST_THREADS = 1024
 
 
 def read_settings(model: nn.Module, *, scaler: Any = None) -> Settings:

@@ -503,6 +503,26 @@ def test_parameters_of_the_optimizer_alone(tmp_path):
     )
 
 
+HOSTILE_STATES = [
+    {"optimizer": {"state": {}, "param_groups": [{"params": 3}]}},
+    {"optimizer": {"state": [], "param_groups": []}},
+    {"scheduler": {"_schedulers": 3}},
+    {"settings": Settings(scaler={"scale": "large"})},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE_STATES)
+def test_states_of_any_shape(changes):
+    """What no optimizer, scheduler or scaler has written is refused, not met in the step."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    single = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    scheduler = torch.optim.lr_scheduler.ChainedScheduler([single])
+    built = subject_of(model, optimizer=optimizer, scheduler=scheduler)
+    with pytest.raises(CapsuleError, match="does not fit the subject"):
+        open_capsule(dataclasses.replace(capture(model, 0), **changes), built)
+
+
 def test_an_optimizer_that_does_not_fit():
     """Other groups of parameters."""
     model = nn.Linear(1, 1)
