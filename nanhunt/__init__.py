@@ -8,21 +8,20 @@ if TYPE_CHECKING:
     from nanhunt.errors import NanhuntError, NonFiniteError
     from nanhunt.guarding import detect
     from nanhunt.hunting import hunt
+    from nanhunt.objective import guard_objective
     from nanhunt.records import Finding, Report
     from nanhunt.store import load
     from nanhunt.subject import Subject
     from nanhunt.variants import Variant
 
-__all__ = [
-    "Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect", "hunt",
-    "load",
-]  # fmt: skip
+__all__ = ["Finding", "NanhuntError", "NonFiniteError", "Report", "Subject", "Variant", "detect",
+           "guard_objective", "hunt", "load"]  # fmt: skip
 
 _HOMES = {
     "Finding": "nanhunt.records", "NanhuntError": "nanhunt.errors",
     "NonFiniteError": "nanhunt.errors", "Report": "nanhunt.records", "Subject": "nanhunt.subject",
-    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding", "hunt": "nanhunt.hunting",
-    "load": "nanhunt.store",
+    "Variant": "nanhunt.variants", "detect": "nanhunt.guarding",
+    "guard_objective": "nanhunt.objective", "hunt": "nanhunt.hunting", "load": "nanhunt.store",
 }  # fmt: skip
 
 

@@ -292,23 +292,31 @@ def subjects() -> None:
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="A cause, a check as NH002, or an op as log.")],
+    name: Annotated[
+        str, typer.Argument(help="A cause, a symptom, a check as NH002, or an op as log.")
+    ],
 ) -> None:
-    """Say what a cause or a check means, or what an op is known for; torch is not needed."""
+    """Say what a cause, a symptom or a check means, or what an op is known for."""
     import difflib
 
     from nanhunt.causes import CAUSES, causes_of
     from nanhunt.gate.table import BY_ID
+    from nanhunt.health import BY_SLUG
 
     if name.upper() in BY_ID:
         check = BY_ID[name.upper()]
         typer.echo(f"{check.id} {check.slug}: {check.title}\n{check.help}")
         return
+    if name in BY_SLUG:
+        from nanhunt.report.health.wording import tell
+
+        typer.echo(tell(BY_SLUG[name]))
+        return
 
     rows = {row.slug: row for row in CAUSES}
     found = (rows[name],) if name in rows else causes_of(name)
     if not found:
-        near = difflib.get_close_matches(name, rows, 1)
+        near = difflib.get_close_matches(name, [*rows, *BY_SLUG], 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(
             f"no cause is called {name!r}, and no op of that name is known for one; {hint}"

@@ -30,6 +30,8 @@ LEVELS = {
     "causes": 2,
     "gate": 2,
     "store": 2,
+    "health": 2,
+    "objective": 2,
     "report": 3,
     "recorder": 3,
     "subject": 3,
@@ -73,8 +75,8 @@ TORCH = {
 }
 # The one module that draws.
 DRAWING = "nanhunt.report.html.drawing"
-# The one module that makes a pandas frame.
-FRAMES = "nanhunt.report.events"
+# The modules that make a pandas frame.
+FRAMES = ("nanhunt.report.events", "nanhunt.report.health.tabular")
 # Every module of ris_model; each imports only from those before it.
 ORDER = (
     "config",
@@ -188,11 +190,11 @@ def test_no_import_cycles(package):
 
 @pytest.mark.parametrize("name", modules("nanhunt"))
 def test_torch_in_named_rooms_only(name):
-    """What only knows records imports neither torch nor numpy; pandas makes the frame of events."""
+    """What only knows records imports neither torch nor numpy; pandas makes the frames."""
     heavy = {i.partition(".")[0] for i in imports(name)} & {
         "torch", "numpy", "pandas", "matplotlib",
     }  # fmt: skip
-    allowed = {(FRAMES, "pandas"), (DRAWING, "matplotlib")}
+    allowed = {*((frames, "pandas") for frames in FRAMES), (DRAWING, "matplotlib")}
     assert room(name) in TORCH or {(name, each) for each in heavy} <= allowed
 
 
@@ -207,7 +209,8 @@ def test_torch_stays_unloaded():
     """A fresh Python imports the command line and everything about records without torch."""
     plain = (
         "nanhunt.cli nanhunt.store nanhunt.report.terminal nanhunt.causes nanhunt.analysis "
-        "nanhunt.gate nanhunt.report.gated.sarif nanhunt.testing nanhunt.adapters.pytest_plugin"
+        "nanhunt.gate nanhunt.health nanhunt.report.health nanhunt.objective "
+        "nanhunt.report.gated.sarif nanhunt.testing nanhunt.adapters.pytest_plugin"
     )
     code = (
         f"import sys, nanhunt, {', '.join(plain.split())}; "

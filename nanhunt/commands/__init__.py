@@ -1,9 +1,10 @@
-"""Commands that are more than a few lines: `gate`, `init` and `diff`, one per file."""
+"""Commands that are more than a few lines: `gate`, `init`, `diff` and `health`, one per file."""
 
 from typing import TYPE_CHECKING
 
 from nanhunt.commands.diff import diff
 from nanhunt.commands.gate import gate
+from nanhunt.commands.health import health
 from nanhunt.commands.init import init
 
 if TYPE_CHECKING:
@@ -12,5 +13,5 @@ if TYPE_CHECKING:
 
 def add_to(app: "typer.Typer") -> None:
     """Put them among the commands of an application."""
-    for command in (gate, init, diff):
+    for command in (gate, init, diff, health):
         app.command()(command)

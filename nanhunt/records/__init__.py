@@ -10,6 +10,7 @@ from nanhunt.records.concluded import (
     Ablation, Answer, Finding, Group, ModuleFacts, Provenance, Report, Reproduction, Run, Sameness,
     Sample, Step, Trial, Verdict,
 )
+from nanhunt.records.figured import SANITISED, Figures, Why
 from nanhunt.records.gated import Checked, Difference, Outcome, Status
 from nanhunt.records.measured import (
     Ancestor, Birth, Frame, HalfOp, Inquiry, Operand, OpEvent, Pace, Passage, Phase, Sink, SinkKind,
@@ -18,9 +19,10 @@ from nanhunt.records.measured import (
 # isort: on
 
 __all__ = [
-    "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Finding", "Frame", "Group",
-    "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand", "Outcome", "Pace", "Passage", "Phase",
-    "Provenance", "Report", "Reproduction", "Run", "Sameness", "Sample", "Sink", "SinkKind",
-    "Spectrum", "Status", "Step", "TensorFacts", "Term", "Trace", "Trial", "Verdict",
+    "SANITISED", "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Figures",
+    "Finding", "Frame", "Group", "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand",
+    "Outcome", "Pace", "Passage", "Phase", "Provenance", "Report", "Reproduction", "Run",
+    "Sameness", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step", "TensorFacts", "Term",
+    "Trace", "Trial", "Verdict", "Why",
 ]
 # fmt: on

@@ -1,4 +1,4 @@
-"""Decoder with fused attention on unnormalised queries; the fifth layer's scores overflow.
+"""Decoder with fused attention on unnormalised, rectified queries; the fifth layer's scores overflow.
 
 A misplaced gain makes the residual stream grow from layer to layer; queries and keys stay finite,
 their product does not fit in float32, and the fused kernel returns NaN without an op in between.
@@ -42,8 +42,9 @@ class Attention(nn.Module):
     def forward(self, x, causal):
         parts = self.qkv(x).chunk(3, -1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in parts)
+        q, k = F.relu(q), F.relu(k)  # of products of both signs a kernel may make inf - inf or 0
         if FIX:
-            q, k = (t / t.abs().amax(-1, keepdim=True) for t in (q, k))
+            q, k = (t / t.abs().amax(-1, keepdim=True) for t in (q + 1e-6, k + 1e-6))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # CULPRIT
         y = y.transpose(1, 2).flatten(2)
         return self.out(y / y.abs().amax(-1, keepdim=True).clamp(min=1))
