@@ -1,18 +1,20 @@
 """The command line: one short function per command, heavy imports inside them.
 
 Exit codes: 0 the command ran; 1 and 3 only with `--exit-code` (a culprit; two native replays that
-disagree) and from `nanhunt repro` (a script that does not reproduce; a culprit that did not come
-again); 2 it could not run; 130 interrupted.
+disagree, or one that differs from the original in its capsule) and from `nanhunt repro` (a script
+that does not reproduce; a culprit that did not come again); 2 it could not run; 130 interrupted.
 """
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nanhunt.commands import add_to
+from nanhunt.commands.capsules import Wanted
 from nanhunt.commands.outputs import Html, Markdown, check_files, write_pages
 from nanhunt.commands.screen import progress, wide_console
 from nanhunt.errors import NanhuntError, UsageError
@@ -51,9 +53,23 @@ def version(
 _Subject = Annotated[
     str | None,
     typer.Argument(
-        help="An installed subject (see `nanhunt subjects`), path/to/file.py:factory or "
-        "package.module:factory. Without it: [tool.nanhunt] subject of pyproject.toml, "
+        help="An installed subject (see `nanhunt subjects`), path/to/file.py:factory, "
+        "package.module:factory, or FILE.capsule. Without it: [tool.nanhunt] subject of "
+        "pyproject.toml, "
         "else the bundled incident."
+    ),
+]
+_Factory = Annotated[
+    str | None, typer.Option("--subject", help="The factory of a capsule's subject, to import.")
+]
+_Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the factory that the capsule itself names.")
+]
+_Batch = Annotated[int | None, typer.Option(help="Index of the batch.", show_default="0")]
+_Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Take so many real optimizer steps, and hunt in the one that fails.", show_default="1"
     ),
 ]
 _Ablate = Annotated[
@@ -86,7 +102,7 @@ _Samples = Annotated[
     bool, typer.Option("--samples", help="Find the samples of the batch that fail alone.")
 ]
 _ExitCode = Annotated[
-    bool, typer.Option("--exit-code", help="1 on a culprit, 3 when not reproducible.")
+    bool, typer.Option("--exit-code", help="1 on a culprit, 3 when it does not come again.")
 ]
 
 
@@ -94,10 +110,10 @@ _ExitCode = Annotated[
 def replay(  # noqa: PLR0913 - one parameter per option of the command
     subject: _Subject = None,
     *,
-    batch: Annotated[int, typer.Option(help="Index of the batch.")] = 0,
-    steps: Annotated[
-        int, typer.Option(help="Take so many real optimizer steps, and hunt in the one that fails.")
-    ] = 1,
+    factory: _Factory = None,
+    trust: _Trust = False,
+    batch: _Batch = None,
+    steps: _Steps = None,
     ablate: _Ablate = None,
     precision: _Precision = None,
     option: _Set = None,
@@ -117,33 +133,33 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
 ) -> None:
     """Replay one training step in several variants and name the first non-finite value."""
     check_files(json=json, events=events, html=html, markdown=markdown)
-    _check_steps(seeds, steps)
+    _check_steps(seeds, steps or 1)
+    wanted = Wanted(subject, factory, trust, seed=seed, device=device)
+    wanted.check(batch, steps)
     with progress() as tell:
         tell("torch")
-        from dataclasses import replace
-
         from nanhunt.hunting import Order, Plan, investigate
-        from nanhunt.loading import load, read_option
         from nanhunt.variants import DEFAULT
 
         order = Order(repro) if repro is not None else None
-        tell("subject")
-        options = dict(read_option(text) for text in option or ())
-        loaded = load(subject, options=options, seed=seed, device=device)
-        if loaded.remark:
-            typer.echo(loaded.remark)
-        others = (
-            load(loaded.spec, options=options, seed=seed + k, device=device).subject
-            for k in range(1, seeds + 1)
-        )
-        chosen = _names(precision) or DEFAULT
-        plan = Plan(
-            batch, chosen, _names(ablate), others, tell, events is not None, steps, repro=order
-        )
-        plan = replace(plan, samples=samples, budget=0.0 if quick else plan.budget)
-        report, trace = investigate(loaded.subject, plan)
-    named = report.subject if loaded.subject.name else loaded.spec
-    report = replace(report, subject=named, command=shlex.join(["nanhunt", *sys.argv[1:]]))
+        with replace(wanted, options=_options(option)).opened(tell) as opened:
+            if opened.remark:
+                typer.echo(opened.remark)
+            others = (wanted.load(opened.spec, further=k).subject for k in range(1, seeds + 1))
+            plan = Plan(
+                batch or 0,
+                _names(precision) or DEFAULT,
+                _names(ablate),
+                others,
+                tell,
+                events is not None,
+                1 if steps is None else steps,
+                samples=samples,
+                repro=order,
+            )
+            plan = replace(plan, budget=0.0 if quick else plan.budget)
+            report, trace = investigate(opened.subject, plan)
+    report = replace(opened.told(report), command=shlex.join(["nanhunt", *sys.argv[1:]]))
     _save(report, trace, json=json, events=events)
     _tell_missing(report, repro)
     _print(report, "terminal", *_chosen(modules=modules, harmless=harmless))
@@ -185,19 +201,22 @@ def write_repro(
     words = _words_of(saved, report)
     with progress() as tell:
         tell("torch")
-        from dataclasses import replace
-
         from nanhunt.hunting import Order, Plan, investigate
-        from nanhunt.loading import load, read_option
         from nanhunt.report.repro import sentence
 
         order = Order(out or report.with_name(f"{report.stem}-repro"), wanted)
-        tell("subject")
-        options = dict(read_option(text) for text in words["option"] or ())
-        given = {"seed": words["seed"], "device": words["device"]}
-        loaded = load(words["subject"], options=options, **given)
-        plan = Plan(words["batch"], (), progress=tell, steps=words["steps"], repro=order)
-        again, _ = investigate(loaded.subject, plan)
+        given = Wanted(
+            words["subject"],
+            words["factory"],
+            words["trust"],
+            _options(words["option"]),
+            words["seed"],
+            words["device"],
+        )
+        with given.opened(tell) as opened:
+            steps = words["steps"] or 1
+            plan = Plan(words["batch"] or 0, (), progress=tell, steps=steps, repro=order)
+            again, _ = investigate(opened.subject, plan)
     if again.repro is None:
         typer.echo(f"the culprit of {report} did not come again: {again.headline}")
         raise typer.Exit(NOT_REPRODUCIBLE)
@@ -316,6 +335,13 @@ def _names(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
+def _options(texts: list[str] | None) -> dict[str, Any]:
+    """The options of the factory, as `--set` gives them."""
+    from nanhunt.loading import read_option
+
+    return dict(read_option(text) for text in texts or ())
+
+
 def _check_steps(seeds: int, steps: int) -> None:
     if seeds and steps > 1:
         raise UsageError(
@@ -332,7 +358,8 @@ def _tell_missing(report: Report, repro: Path | None) -> None:
 
 def _leave(report: Report, *, exit_code: bool) -> None:
     """Leave with the code that a report deserves, where that was asked for."""
-    if exit_code and report.deterministic is False:
+    differs = report.capsule is not None and report.capsule.bits == "differs"
+    if exit_code and (report.deterministic is False or differs):
         raise typer.Exit(NOT_REPRODUCIBLE)
     if exit_code and report.verdict in ("culprit", "unexplained"):
         raise typer.Exit(CULPRIT)

@@ -9,6 +9,7 @@ command line prints that sentence and exits with code 2; nothing else is ever ca
     ├── UsageError            a word of the command line or an argument that means nothing
     ├── SubjectError          the subject cannot be found, built or run
     ├── StoreError            a saved report cannot be read or written
+    ├── CapsuleError          a capsule cannot be read or written, or does not fit a subject
     └── NonFiniteError        what `detect` and `watch` raise; its message is a short report
 """
 
@@ -37,6 +38,12 @@ class StoreError(NanhuntError):
     """A saved report cannot be read, or a report cannot be saved."""
 
     slug = "store"
+
+
+class CapsuleError(NanhuntError):
+    """A capsule cannot be read or written, or does not fit the subject that it is opened with."""
+
+    slug = "capsule"
 
 
 class NonFiniteError(NanhuntError):

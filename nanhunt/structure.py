@@ -8,6 +8,11 @@ from typing import Any
 from torch import Tensor
 
 
+def is_named_tuple(value: Any) -> bool:
+    """Whether a value is a tuple whose entries have names."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Rebuild a batch with every tensor in it changed; other values are kept as they are.
 
@@ -27,7 +32,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if is_named_tuple(value):
         return type(value)(*(_map(item, change) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(_map(item, change) for item in value)
@@ -46,7 +51,7 @@ def named_tensors(value: Any, name: str = "batch") -> Iterator[tuple[str, Tensor
     """Every tensor of a batch with the expression that reaches it: `batch[0]`, `batch.y`."""
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+    elif is_named_tuple(value):
         for key in value._fields:
             yield from named_tensors(getattr(value, key), f"{name}.{key}")
     elif isinstance(value, (tuple, list)):

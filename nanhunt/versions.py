@@ -14,6 +14,6 @@ def versions() -> tuple[tuple[str, str], ...]:
         own = "unknown"
     return (
         ("nanhunt", own),
-        ("torch", torch.__version__),
+        ("torch", str(torch.__version__)),
         ("python", platform.python_version()),
     )

@@ -7,8 +7,8 @@ them read them and never need torch. Nothing here holds a live tensor, and nothi
 # fmt: off
 # isort: off
 from nanhunt.records.concluded import (
-    Ablation, Answer, Finding, Group, ModuleFacts, Rank, RankState, Report, Reproduction, Run,
-    Sample, Step, Trial, Verdict,
+    Ablation, Answer, Finding, Group, ModuleFacts, Provenance, Rank, RankState, Report,
+    Reproduction, Run, Sameness, Sample, Step, Trial, Verdict,
 )
 from nanhunt.records.figured import SANITISED, Figures, Why
 from nanhunt.records.gated import Checked, Difference, Outcome, Status
@@ -21,8 +21,8 @@ from nanhunt.records.measured import (
 __all__ = [
     "SANITISED", "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Figures",
     "Finding", "Frame", "Group", "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand",
-    "Outcome", "Pace", "Passage", "Phase", "Rank", "RankState", "Report", "Reproduction", "Run",
-    "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step", "TensorFacts", "Term", "Trace",
-    "Trial", "Verdict", "Why",
+    "Outcome", "Pace", "Passage", "Phase", "Provenance", "Rank", "RankState", "Report",
+    "Reproduction", "Run", "Sameness", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
+    "TensorFacts", "Term", "Trace", "Trial", "Verdict", "Why",
 ]
 # fmt: on

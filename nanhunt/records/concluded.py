@@ -314,6 +314,28 @@ class Rank:
     culprit: str = ""
 
 
+Sameness: TypeAlias = Literal["equal to the bit", "differs", "not comparable", "not compared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The capsule from which a step was replayed, and whether the step came again.
+
+    `bits` is how loss and gradients of the native replay compare with those of the original step,
+    `why` says what keeps them from being compared; `device` is that of the original, `incomplete`
+    names what the capsule could not hold, `saved` is the sentence that was stored with it.
+    """
+
+    file: str
+    step: int
+    rank: int = 0
+    bits: Sameness = "not compared"
+    why: str = ""
+    device: str = "cpu"
+    incomplete: tuple[str, ...] = ()
+    saved: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of one investigation; everything a renderer needs.
@@ -325,7 +347,8 @@ class Report:
     tells of those that were, the last one being the one that is reported; `trials` are the replays
     with one thing changed; `harmless` are the non-finite values that reached no sink; `repro` is
     the script that was asked for; `ranks` are the processes that took the step together, `rank` the
-    one whose replay is told; `notes` are further measured facts; `command` repeats the run.
+    one whose replay is told; `capsule` is where the step came from, if from one; `notes` are
+    further measured facts; `command` repeats the run.
     """
 
     subject: str
@@ -355,6 +378,7 @@ class Report:
     repro: Reproduction | None = None
     rank: int | None = None
     ranks: tuple[Rank, ...] = ()
+    capsule: Provenance | None = None
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     seconds: float = 0.0

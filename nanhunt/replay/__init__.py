@@ -5,7 +5,15 @@ terms, `ends` measures before and after. `course` takes several steps in a row, 
 """
 
 from nanhunt.replay.course import Course, take_steps
-from nanhunt.replay.step import INITIAL_SCALE, Change, Replay, blame_terms, draw_batch, replay
+from nanhunt.replay.step import (
+    INITIAL_SCALE,
+    Change,
+    Replay,
+    blame_terms,
+    draw_batch,
+    find_fingerprints,
+    replay,
+)
 
 __all__ = [
     "INITIAL_SCALE",
@@ -14,6 +22,7 @@ __all__ = [
     "Replay",
     "blame_terms",
     "draw_batch",
+    "find_fingerprints",
     "replay",
     "take_steps",
 ]

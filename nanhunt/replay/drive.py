@@ -52,6 +52,7 @@ class Drive:
         self.batch: Any = None
         self.weights: dict[str, float] = {}
         self.digest = ""
+        self.unscaled = ""
         self.keeps_gradients = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
@@ -145,6 +146,9 @@ class Drive:
             self.missing = without_gradient(self.subject.model)
             if self._loss is not None:
                 self.digest += fingerprint(self._loss, self.subject.model)
+                if self.keeps_gradients and self.scale != 1.0:
+                    model = self.subject.model
+                    self.unscaled = fingerprint(self._loss, model, scale=self.scale)
             if self.keeps_gradients:
                 self._keep_gradients()
         else:

@@ -148,10 +148,13 @@ def _norm(gradient: Tensor) -> float:
     return norm
 
 
-def fingerprint(loss: Tensor, model: nn.Module) -> str:
-    """Digest loss and gradients bit by bit."""
+def fingerprint(loss: Tensor, model: nn.Module, *, scale: float = 1.0) -> str:
+    """Digest loss and gradients bit by bit, the gradients divided by a scale of the loss."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (loss, *(p.grad for p in model.parameters())):
+    gradients = (p.grad for p in model.parameters())
+    if scale != 1.0:
+        gradients = (g if g is None else g / scale for g in gradients)
+    for tensor in (loss, *gradients):
         if tensor is None:
             digest.update(b"none")
             continue

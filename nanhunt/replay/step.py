@@ -70,6 +70,8 @@ class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
+    `unscaled` does so with the gradients divided by the scale of the loss, where both were asked
+    for and there is a scale.
     `weights` are those that the live objective held while the step ran, `kept` the tensors of
     a replay that was to keep them, `gradients` those of the parameters by name, and `captured` the
     operands of the ops that it was to capture.
@@ -83,6 +85,7 @@ class Replay:
     kept: Kept | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     captured: Captured | None = None
+    unscaled: str = ""
 
 
 def replay(
@@ -125,6 +128,17 @@ def replay(
         notes = tuple(dict.fromkeys((*recorded.run.notes, *done.run.notes)))
         done = replace(recorded, run=replace(recorded.run, notes=notes))
     return replace(done, run=replace(done.run, seconds=time.perf_counter() - start))
+
+
+def find_fingerprints(subject: Subject, batch: Any) -> frozenset[str]:
+    """Digests of loss and gradients of the step exactly as given, at the scale that its scaler has.
+
+    One is of the gradients as the backward leaves them, the other of those that the scaler has
+    divided by its scale: it depends on the loop when it looked at them. Errors as of `replay`.
+    """
+    change = Change(gradients=True)
+    done = _Attempt(subject, batch, NATIVE, change)(None, _first_scale(subject, NATIVE))
+    return frozenset(filter(None, (done.fingerprint, done.unscaled)))
 
 
 def _first_scale(subject: Subject, variant: Variant) -> float:
@@ -197,6 +211,7 @@ class _Attempt:
                     kept=recorder.kept if recorder else None,
                     gradients=drive.gradients,
                     captured=captured,
+                    unscaled=drive.unscaled,
                 )
         except (Exception, SystemExit) as error:
             if self.change.is_none and isinstance(error, NanhuntError):
