@@ -3,9 +3,10 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
 
+from nanhunt.capsule import CapsuleFolder, capture
 from nanhunt.subject import told
+from nanhunt.watching.ranks import rank_here
 from nanhunt.watching.scene import Scene
 
 
@@ -13,14 +14,14 @@ class Keeping:
     """The folder of a watch; nothing here ever raises into the training."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = _capsules().CapsuleFolder(folder)
+        self._folder = CapsuleFolder(folder)
         self._has_warned = False
 
     def keep(self, scene: Scene, *, loss: float, fingerprint: str, note: str) -> Path | None:
         """Store the step; the model stands as before it."""
         choices = scene.choices
         try:
-            capsule = _capsules().capture(
+            capsule = capture(
                 choices.model,
                 scene.call.batch,
                 scaler=choices.live_scaler,
@@ -28,20 +29,14 @@ class Keeping:
                 loss=loss if math.isfinite(loss) else None,
                 fingerprint=fingerprint,
                 step=scene.step,
+                rank=rank_here(),
                 subject=choices.subject,
                 note=note,
             )
-            stored: Path | None = self._folder.store(capsule)
+            return self._folder.store(capsule)
         except Exception as error:  # noqa: BLE001 - whatever it was, the training goes on
             if not self._has_warned:
                 self._has_warned = True
                 text = f"nanhunt: step {scene.step} could not be kept: {told(error)}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return None
-        return stored
-
-
-def _capsules() -> Any:
-    from importlib import import_module
-
-    return import_module("nanhunt.capsule")

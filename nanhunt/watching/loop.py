@@ -77,9 +77,9 @@ class Watch:
 
     def health(self) -> Any:
         """The figures as a pandas frame, one row for each step."""
-        from importlib import import_module
+        from nanhunt.report.health import frame
 
-        return import_module("nanhunt.report.health").frame(self.figures)
+        return frame(self.figures)
 
     # -- a whole step --------------------------------------------------------------------------
 

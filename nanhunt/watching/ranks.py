@@ -34,6 +34,11 @@ def are_several() -> bool:
     return is_on and distributed.get_world_size() > 1
 
 
+def rank_here() -> int:
+    """The number of this process."""
+    return distributed.get_rank() if are_several() else 0
+
+
 class Ranks:
     """The processes around one watch; with one process nothing of this does anything."""
 
@@ -45,7 +50,7 @@ class Ranks:
     @property
     def rank(self) -> int:
         """The number of this process."""
-        return distributed.get_rank() if are_several() else 0
+        return rank_here()
 
     @property
     def must_replay_together(self) -> bool:

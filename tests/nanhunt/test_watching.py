@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,13 @@ from torch import nn
 from torch.optim import optimizer as optimizers
 
 import nanhunt
+from nanhunt.capsule import open_capsule, read_capsule
 from nanhunt.errors import NonFiniteError, UsageError
 from nanhunt.generators import read_generators
 from nanhunt.guarding.wires import WIRES
-from nanhunt.watching import moment
+from nanhunt.replay import replay
+from nanhunt.subject import Subject
+from nanhunt.watching import keeping, moment
 
 INF, NAN = math.inf, math.nan
 
@@ -733,75 +735,56 @@ print(random.getstate() == before)
 # -- capsules --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """A stand-in for the room that writes capsules: it keeps them in a list."""
-    stored = []
-
-    class Folder:
-        def __init__(self, path):
-            self.path = path
-
-        def store(self, capsule):
-            model = {name: tensor.clone() for name, tensor in capsule.model.items()}
-            stored.append((types.SimpleNamespace(**vars(capsule)), model))
-            return self.path / f"step-{capsule.step}.capsule"
-
-    room = types.ModuleType("nanhunt.capsule")
-    room.CapsuleFolder = Folder
-    room.capture = lambda model, batch, **rest: types.SimpleNamespace(
-        model=dict((*model.named_parameters(), *model.named_buffers())), batch=batch, **rest
-    )
-    monkeypatch.setitem(sys.modules, "nanhunt.capsule", room)
-    return stored
-
-
-def test_a_capsule_holds_the_state_before_the_step(folder, tmp_path):
+def test_a_capsule_holds_the_state_before_the_step(tmp_path):
     """Written once for each culprit, from parameters, buffers and generators as they were."""
     model, _, watch, _ = started(rate=0.3, capsules=tmp_path, subject="pkg.mod:factory")
     watch.step(lambda: loss_of(model, GOOD))
     before = {n: t.clone() for n, t in (*model.named_parameters(), *model.named_buffers())}
     drawn = read_generators()
     outcome = watch.step(lambda: loss_of(model, POOR), batch=POOR)
-    assert outcome.capsule == tmp_path / "step-1.capsule"
-    ((capsule, kept),) = folder
-    assert set(kept) == set(before)
-    assert all(torch.equal(kept[name], before[name]) for name in kept)
+    capsule = read_capsule(outcome.capsule)
+    assert set(capsule.model) == set(before)
+    assert all(torch.equal(capsule.model[name], before[name]) for name in before)
     assert torch.equal(capsule.generators.cpu, drawn.cpu)
-    assert capsule.batch is POOR
+    assert torch.equal(capsule.batch, POOR)
     assert (capsule.step, capsule.subject) == (1, "pkg.mod:factory")
     assert capsule.loss == outcome.loss
     assert "aten::sqrt at " in capsule.note
     watch.step(lambda: loss_of(model, POOR), batch=POOR)
-    assert len(folder) == 1
+    assert list(tmp_path.glob("*.capsule")) == [outcome.capsule]
 
 
-def test_a_capsule_that_cannot_be_written(folder, tmp_path, monkeypatch):
+def test_a_capsule_that_cannot_be_written(tmp_path, monkeypatch):
     """One warning, and the training goes on."""
 
     def refuse(*_args, **_kwargs):
         raise OSError("no space left")
 
     model, _, watch, told = started(capsules=tmp_path)
-    monkeypatch.setattr(sys.modules["nanhunt.capsule"], "capture", refuse)
+    monkeypatch.setattr(keeping, "capture", refuse)
     with pytest.warns(RuntimeWarning, match="step 0 could not be kept: OSError: no space left"):
         assert watch.step(lambda: loss_of(model, POOR)).capsule is None
     assert len(told) == 1
     assert watch.step(lambda: loss_of(model, GOOD)).stepped
 
 
-def test_a_capsule_has_the_digest_of_the_step(folder, tmp_path):
-    """Loss and gradients of the original, which a native replay has to the bit."""
-    from nanhunt.replay import replay
-    from nanhunt.subject import Subject
+def test_a_capsule_replays_to_the_same_bits(tmp_path):
+    """Loss and gradients of the original, in a model that was built anew."""
+    _, _, watch, _ = started(rate=0.3, capsules=tmp_path)
+    model = watch._choices.model
+    outcome = watch.step(lambda: loss_of(model, POOR), batch=POOR)
+    capsule = read_capsule(outcome.capsule)
+    fresh, *_ = started(rate=0.3)
+    subject = open_capsule(capsule, Subject(fresh, [POOR], loss_of))
+    assert replay(subject, subject.batch(0), scope=None).fingerprint == capsule.fingerprint != ""
 
-    model, _, watch, _ = started(rate=0.3, capsules=tmp_path)
-    drawn = read_generators()
-    watch.step(lambda: loss_of(model, POOR), batch=POOR)
-    subject = Subject(model, [POOR], loss_of, generators=drawn)
-    for name, tensor in folder[0][1].items():
-        dict((*model.named_parameters(), *model.named_buffers()))[name].data.copy_(tensor)
-    assert replay(subject, POOR, scope=None).fingerprint == folder[0][0].fingerprint != ""
+
+def test_health_is_a_frame():
+    """With a row for each step."""
+    model, _, watch, _ = started()
+    for batch in (GOOD, POOR, GOOD):
+        watch.step(lambda batch=batch: loss_of(model, batch))
+    assert watch.health()["stepped"].tolist() == [True, False, True]
 
 
 # -- the stations ----------------------------------------------------------------------------
