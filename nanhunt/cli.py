@@ -340,6 +340,7 @@ def _print(report: Report, *forms: str) -> None:
 
 def main() -> None:
     """Run the command line; every deliberate refusal is one sentence and exit code 2."""
+    excepthook = sys.excepthook
     try:
         code = app(prog_name="nanhunt", standalone_mode=False)
     except NanhuntError as error:
@@ -353,6 +354,9 @@ def main() -> None:
         code = _refuse(told())
     if code == INTERRUPTED:  # also what typer itself makes of Ctrl-C
         typer.echo("nanhunt: interrupted", err=True)
+    if callable(code):  # a program that `nanhunt run` has prepared
+        sys.excepthook = excepthook  # typer has put its own there
+        code()
     sys.exit(code if isinstance(code, int) else 0)
 
 

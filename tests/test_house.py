@@ -43,6 +43,7 @@ LEVELS = {
     "guarding": 6,
     "hunting": 7,
     "gating": 8,
+    "launch": 8,
     "commands": 9,
     "testing": 9,
     "adapters": 9,
@@ -68,6 +69,7 @@ TORCH = {
     "hunting",
     "gating",
     "guarding",
+    "launch",
 }
 # The one module that draws.
 DRAWING = "nanhunt.report.html.drawing"

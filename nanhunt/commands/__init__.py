@@ -1,10 +1,11 @@
-"""Commands that are more than a few lines: `gate`, `init` and `diff`, one per file."""
+"""Commands that are more than a few lines: `gate`, `init`, `diff` and `run`, one per file."""
 
 from typing import TYPE_CHECKING
 
 from nanhunt.commands.diff import diff
 from nanhunt.commands.gate import gate
 from nanhunt.commands.init import init
+from nanhunt.commands.run import run
 
 if TYPE_CHECKING:
     import typer
@@ -14,3 +15,5 @@ def add_to(app: "typer.Typer") -> None:
     """Put them among the commands of an application."""
     for command in (gate, init, diff):
         app.command()(command)
+    # What stands behind the script belongs to the script.
+    app.command(context_settings={"allow_interspersed_args": False})(run)
