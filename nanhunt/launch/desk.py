@@ -28,10 +28,6 @@ class Order:
     command: str = ""  # that repeats the run
 
 
-class Stopped(SystemExit):
-    """Ends the program at a culprit, as `sys.exit` does."""
-
-
 class Desk:
     """Tells each distinct culprit once."""
 
@@ -70,13 +66,13 @@ class Desk:
         # The step of a finding is told by `when`, since this was no block.
         shown = replace(whole, culprits=tuple(replace(c, step=0) for c in whole.culprits))
         hint = f"\n  more      nanhunt show {path}" if path else ""
-        self.say(f"{when}: {tell(shown)}{hint}")
+        self.say(f"culprit {when}\n{tell(shown)}{hint}")
         return True
 
     def end(self) -> None:
         """End the program, unless it is to go on."""
         if not self._order.keep_going:
-            raise Stopped(FOUND)
+            sys.exit(FOUND)
 
     def _write(self, report: Report) -> str:
         """Save the report under the next free name; the name, or nothing where that fails."""

@@ -10,7 +10,7 @@ class Ledger:
     is_attached: bool = False  # torch was imported
     watches_all: bool = False  # the recorder is on from the start
     backwards: int = 0
-    steps: int = 0  # that optimizers were asked for and that took place, or were withheld
+    steps: int = 0  # that were looked at
     optimizers: dict[str, int] = field(default_factory=dict)  # kind -> how many stepped
     skipped: int = 0  # by a gradient scaler
     withheld: list[int] = field(default_factory=list)  # numbers of steps, from 1
@@ -19,7 +19,17 @@ class Ledger:
     culprits: int = 0
     unwatched: list[str] = field(default_factory=list)  # what was met and could not be watched
     failure: str = ""  # why nanhunt gave up
-    first: int = 0  # steps that were not to be watched
+    unseen: int = 0  # first steps, that were not to be watched
+
+    @property
+    def tried(self) -> int:
+        """Steps that there were or would have been: the number of the last one, from 1."""
+        return self.unseen + self.steps + self.skipped + self.left_out
+
+    def note_unwatched(self, what: str) -> None:
+        """Something was met that cannot be watched; told once."""
+        if what not in self.unwatched:
+            self.unwatched.append(what)
 
     def closing(self) -> str:
         """The line at the end: what was watched, what was found, what was not watched."""
@@ -29,12 +39,12 @@ class Ledger:
         return " · ".join(parts)
 
     def _watched(self) -> str:
-        if not self.steps and not self.skipped:
+        if not self.tried:
             seen = count(self.backwards, "backward")
             hint = "" if self.watches_all else "; --mode full sees backwards"
             return f"no optimizer of torch.optim stepped ({seen}{hint})"
         kinds = ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in self.optimizers.items())
-        steps = count(max(self.steps - self.first, 0), "optimizer step")
+        steps = count(self.steps, "optimizer step")
         total = sum(self.optimizers.values())
         text = f"watched {steps} of {count(total, 'optimizer')}" + (f" ({kinds})" if kinds else "")
         if self.watches_all:
@@ -56,14 +66,14 @@ class Ledger:
         elif found:
             found.append("no culprit named: it did not come again while the recorder was on")
         elif not self.failure:
-            is_complete = self.steps > self.first or (self.watches_all and self.backwards)
+            is_complete = self.steps or (self.watches_all and self.backwards)
             found.append("nothing non-finite" if is_complete else "nothing checked")
         return found
 
     def _missing(self) -> list[str]:
         if self.failure:
             return [f"then unwatched: {self.failure}"]
-        parts = [f"the first {count(self.first, 'step')}"] if self.first else []
+        parts = [f"the first {count(self.unseen, 'step')}"] if self.unseen else []
         parts += self.unwatched
         if self.watches_all:
             parts.append("losses that no backward starts from")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import threading
 import traceback
 import weakref
 from collections import deque
@@ -19,7 +20,7 @@ from nanhunt.guarding.wires import WIRES
 from nanhunt.launch import optimizers
 from nanhunt.launch.alarm import Alarm
 from nanhunt.launch.buffers import Buffers
-from nanhunt.launch.caution import around
+from nanhunt.launch.caution import Cautiously, around
 from nanhunt.launch.desk import Desk, Order
 from nanhunt.launch.gradients import are_finite, bad_among, gradients_of, parameters_of
 from nanhunt.launch.ledger import Ledger, count
@@ -46,10 +47,13 @@ class Sentry:
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # How many backwards there had been when the gradients of one were looked at last.
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._tainted: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # since a step was withheld
         self._losses: deque[Tensor] = deque(maxlen=_LOSSES)
         self._scaler: Any = None  # that has scaled a loss and not chosen its next scale yet
         self._calls = 0  # of steps, as the hook tells them
-        self._is_stepping = False
+        self._is_stepping = self._is_in_closure = False
+        self._handled = -1  # the number of backwards at which a step was withheld
+        self._thread = threading.get_ident()
         self._quiet = 0
         self._remarks = 0
 
@@ -61,7 +65,6 @@ class Sentry:
             stack.enter_context(WIRES.led_to(self))
             self._stack = stack.pop_all()
         self._ledger.is_attached = True
-        self._ledger.first = self._order.after_step
         self._ledger.watches_all = not self._is_light
         if not self._is_light:
             # What is compiled later runs eagerly too only if the compiler is there already.
@@ -95,7 +98,8 @@ class Sentry:
     def _look(self, optimizer: Optimizer, args: Call, kwargs: Mapping[str, Any]) -> Any:
         vars(optimizer).pop("_optimizer_step_code", None)  # of a step that raised
         self._calls += 1
-        self._is_stepping = True
+        if threading.get_ident() != self._thread:
+            self._ledger.note_unwatched("what a scaler or a backward does in other threads")
         if optimizer not in self._known:
             self._made(optimizer)
         if optimizer not in self._seen:
@@ -107,12 +111,14 @@ class Sentry:
             self._left_out_by_scaler()
             self._once_over(optimizer, ())
             return None
-        self._ledger.steps += 1
-        if self._ledger.steps <= self._order.after_step:
-            if not self._is_light and self._ledger.steps == self._order.after_step:
+        self._is_stepping = True
+        if self._is_early():
+            if not self._is_light and not self._is_early(ahead=1):
                 self._alarm.is_wanted = True
                 self._once_over(optimizer, ())
+            self._ledger.unseen += 1
             return None
+        self._ledger.steps += 1
         if not self._is_light or _is_capturing():
             return None
         closure = optimizers.closure_of(args, kwargs)
@@ -124,7 +130,11 @@ class Sentry:
 
     def _run_closure(self, optimizer: Optimizer, closure: Callable[..., Any], *args: Any) -> Any:
         """Call the closure of a step, which makes the gradients that the step uses."""
-        returned = closure(*args)
+        self._is_in_closure = True
+        try:
+            returned = closure(*args)
+        finally:
+            self._is_in_closure = False
         if not self._is_off:
             with self._cautiously():
                 self._judge(optimizer)
@@ -153,20 +163,22 @@ class Sentry:
 
     def _withhold(self, optimizer: Optimizer, parameters: Sequence[Tensor], bad: str) -> None:
         """Take the gradients away for this step, and put the buffers back."""
+        self._handled = self._ledger.backwards
+        self._tainted.add(optimizer)
         saved = [(parameter, parameter.grad) for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
         restored = self._buffers.restore()
-        if self._ledger.withheld[-1:] != [self._ledger.steps]:  # a closure may be called again
-            self._ledger.withheld.append(self._ledger.steps)
+        if self._ledger.withheld[-1:] != [self._ledger.tried]:  # a closure may be called again
+            self._ledger.withheld.append(self._ledger.tried)
         text = f"of {type(optimizer).__name__} was withheld: {bad} are not finite"
         if restored:
             text += f"; {count(restored, 'buffer')} put back as at the last good step"
         poisoned = len(bad_among(parameters))
         if poisoned:
             text += (
-                f"; {poisoned} of {count(len(parameters), 'parameter')} not finite already: an "
-                f"earlier step made them so, which --mode full names"
+                f"; {poisoned} of {count(len(parameters), 'parameter')} were not finite before, so "
+                f"an earlier step did that (--mode full names it)"
             )
         self._remark(text)
         self._want_recorder()
@@ -203,13 +215,16 @@ class Sentry:
         if self._is_off or torch.compiler.is_compiling():
             return
         with self._cautiously():
-            if self._is_light and self._ledger.steps >= self._order.after_step:
+            if self._is_light and not self._is_early():
                 self._look_at_dropped(optimizer)
             self._alarm.follow()
 
     def _look_at_dropped(self, optimizer: Optimizer) -> None:
         backwards = self._ledger.backwards
-        if self._seen.get(optimizer, 0) == backwards or _is_capturing():
+        # What a failed backward has left, here or with others, is no failure of its own.
+        is_known = optimizer in self._tainted or self._handled == backwards
+        self._tainted.discard(optimizer)
+        if is_known or self._seen.get(optimizer, 0) == backwards or _is_capturing():
             return
         if optimizer in self._seen:
             self._seen[optimizer] = backwards
@@ -222,8 +237,9 @@ class Sentry:
             return
         self._losses.clear()
         self._ledger.left_out += 1
+        self._is_stepping = True
         bad = f"{len(bad_among(gradients))} of {len(gradients)} gradients"
-        self._remark(f"was left out by the program: {bad} were not finite", ahead=1)
+        self._remark(f"was left out by the program: {bad} were not finite")
         self._want_recorder()
 
     # -- what torch's own calls tell -------------------------------------------------------------
@@ -232,7 +248,7 @@ class Sentry:
         """Run the engine; keep the losses for the look at the next step."""
         if self._is_off:
             return run(*args, **kwargs)
-        self._is_stepping = False
+        self._is_stepping = self._is_in_closure
         with self._cautiously():
             if kwargs.get("accumulate_grad"):
                 self._ledger.backwards += 1
@@ -283,12 +299,20 @@ class Sentry:
 
     def _left_out_by_scaler(self) -> None:
         """A scaler skips a step: healthy while there is a smaller scale to go to."""
+        self._is_stepping = True
+        if self._is_early():
+            self._ledger.unseen += 1
+            return
         self._ledger.skipped += 1
         self._losses.clear()
         scale = self._scale()
         if self._is_light and scale is not None and scale <= 1:
             self._remark(f"was skipped at loss scale {scale:g}, and a smaller one is no remedy")
             self._want_recorder()
+
+    def _is_early(self, *, ahead: int = 0) -> bool:
+        """Whether the next step is one of the first, which are not to be watched."""
+        return self._ledger.tried + ahead < self._order.after_step
 
     def _scale(self) -> float | None:
         return None if self._scaler is None else float(self._scaler.get_scale())
@@ -311,7 +335,7 @@ class Sentry:
         """Tell a culprit, and end the program there unless it is to go on."""
         if self._is_off:
             return
-        number = self._ledger.steps + (0 if self._is_stepping else 1)
+        number = self._ledger.tried + (0 if self._is_stepping else 1)
         when = f"at optimizer step {number}"
         if self._ledger.withheld and self._ledger.withheld[0] < number:
             first = self._ledger.withheld[0]
@@ -324,17 +348,17 @@ class Sentry:
                 self._alarm.silence()
             self._desk.end()
 
-    def _remark(self, text: str, *, ahead: int = 0) -> None:
+    def _remark(self, text: str) -> None:
         """Say something about a step, unless much was said already."""
         self._remarks += 1
         if self._remarks > _REMARKS:
             return
         rest = "" if self._alarm.is_on else "; the recorder goes on until it comes again"
         last = "; more of this is only counted" if self._remarks == _REMARKS else ""
-        self._desk.say(f"optimizer step {self._ledger.steps + ahead} {text}{rest}{last}")
+        self._desk.say(f"optimizer step {self._ledger.tried} {text}{rest}{last}")
 
-    def _cautiously(self) -> "_Cautiously":
-        return _Cautiously(self._give_up)
+    def _cautiously(self) -> Cautiously:
+        return Cautiously(self._give_up)
 
     def _give_up(self, error: Exception) -> None:
         """Stop watching because of a failure of ours: the program goes on without."""
@@ -346,24 +370,6 @@ class Sentry:
         place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
         self._ledger.failure = f"nanhunt failed with {type(error).__name__}: {error}{place}"
         self._desk.say(f"{self._ledger.failure}; the program goes on unwatched")
-
-
-class _Cautiously:
-    """Gives up at an error of ours inside; cheaper than a generator, for every step has several."""
-
-    __slots__ = ("_give_up",)
-
-    def __init__(self, give_up: Callable[[Exception], object]) -> None:
-        self._give_up = give_up
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, Exception):
-            self._give_up(error)
-            return True
-        return False
 
 
 def _is_loss(root: Any) -> bool:
