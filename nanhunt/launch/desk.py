@@ -37,6 +37,9 @@ class Desk:
         self._folder = order.out.absolute()
         self._told: set[object] = set()
         self._is_writable = True
+        rank = os.environ.get("RANK", "")  # as torchrun gives it to each of its processes
+        self._rank = rank if rank.isdecimal() else ""
+        self._head = f"nanhunt, rank {rank}" if self._rank else "nanhunt"
 
     @property
     def found(self) -> int:
@@ -46,7 +49,7 @@ class Desk:
     def say(self, text: str) -> None:
         """One remark on stderr; a program may have closed it."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(f"nanhunt: {text}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{self._head}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def deliver(self, report: Report, *, when: str) -> bool:
         """Tell a report unless it was told already; whether it is new."""
@@ -78,8 +81,7 @@ class Desk:
         """Save the report under the next free name; the name, or nothing where that fails."""
         if not self._is_writable:
             return ""
-        rank = os.environ.get("RANK", "")
-        stem = f"{self._order.name}-rank{rank}" if rank.isdigit() else self._order.name
+        stem = f"{self._order.name}-rank{self._rank}" if self._rank else self._order.name
         number = 1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
