@@ -2,7 +2,8 @@
 
 Exit codes: 0 the command ran; 1 and 3 only with `--exit-code` (a culprit; two native replays that
 disagree) and from `nanhunt repro` (a script that does not reproduce; a culprit that did not come
-again); 2 it could not run; 130 interrupted.
+again); 2 it could not run; 130 interrupted. `nanhunt run` ends as its program does, or with 1 at a
+culprit.
 """
 
 import shlex

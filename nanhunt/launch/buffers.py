@@ -46,6 +46,8 @@ class Buffers:
 
     def keep(self) -> None:
         """Copy what there is now."""
+        if not self._modules:
+            return
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         with unrecorded(), torch.no_grad():

@@ -58,7 +58,9 @@ class Ledger:
             first += ", …" if len(self.withheld) > 3 else ""
             found.append(f"{len(self.withheld)} withheld with non-finite gradients (step {first})")
         if self.left_out:
-            found.append(f"{self.left_out} left out by the program, with non-finite gradients")
+            found.append(
+                f"{self.left_out} left out by the program or compiled, with non-finite gradients"
+            )
         if self.odd_losses:
             found.append(f"{self.odd_losses} with a non-finite loss and finite gradients")
         if self.culprits:

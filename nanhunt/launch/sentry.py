@@ -169,6 +169,8 @@ class Sentry:
         for parameter in parameters:
             parameter.grad = None
         restored = self._buffers.restore()
+        if self._buffers.left_out:
+            self._ledger.note_unwatched("buffers that are too large to be copied")
         if self._ledger.withheld[-1:] != [self._ledger.tried]:  # a closure may be called again
             self._ledger.withheld.append(self._ledger.tried)
         text = f"of {type(optimizer).__name__} was withheld: {bad} are not finite"
@@ -239,7 +241,7 @@ class Sentry:
         self._ledger.left_out += 1
         self._is_stepping = True
         bad = f"{len(bad_among(gradients))} of {len(gradients)} gradients"
-        self._remark(f"was left out by the program: {bad} were not finite")
+        self._remark(f"was left out by the program, or ran compiled: {bad} were not finite")
         self._want_recorder()
 
     # -- what torch's own calls tell -------------------------------------------------------------
