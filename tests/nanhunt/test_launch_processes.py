@@ -81,7 +81,6 @@ def ends(tmp_path_factory):
     train = ["-m", "ris_model", "train", "--preset", "tiny", "--steps", "3"]
     commands = {
         "alone": [*python, "workers.py"],
-        "light": [*run, "workers.py"],
         "full": [*run, "--mode", "full", "workers.py"],
         "failing": [*run, "workers.py", "fail"],
         "ranks": [*torchrun, "-m", "nanhunt", "run", "ranks.py"],
@@ -95,11 +94,10 @@ def ends(tmp_path_factory):
     return place, {name: (p.returncode, out, err) for name, ((out, err), p) in ended.items()}
 
 
-@pytest.mark.parametrize("mode", ["light", "full"])
-def test_workers_forks_and_threads(ends, mode):
+def test_workers_forks_and_threads(ends):
     """They compute what they compute alone, and only this process is spoken of."""
     _, runs = ends
-    code, out, err = runs[mode]
+    code, out, err = runs["full"]
     alone = runs["alone"]
     assert (code, out) == alone[:2]
     assert out.startswith("__main__ 1\nfork ")
