@@ -3,6 +3,7 @@
 Exit codes: 0 the command ran; 1 and 3 only with `--exit-code` (a culprit; two native replays that
 disagree, or one that differs from the original in its capsule) and from `nanhunt repro` (a script
 that does not reproduce; a culprit that did not come again); 2 it could not run; 130 interrupted.
+`nanhunt run` ends as its program does, or with 1 at a culprit.
 """
 
 import shlex
@@ -27,8 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-add_to(app)
 
 CULPRIT, REFUSED, NOT_REPRODUCIBLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -290,45 +289,7 @@ def subjects() -> None:
         typer.echo(f"{entry.name:<16} {entry.value}")
 
 
-@app.command()
-def explain(
-    name: Annotated[
-        str, typer.Argument(help="A cause, a symptom, a check as NH002, or an op as log.")
-    ],
-) -> None:
-    """Say what a cause, a symptom or a check means, or what an op is known for."""
-    import difflib
-
-    from nanhunt.causes import CAUSES, causes_of
-    from nanhunt.gate.table import BY_ID
-    from nanhunt.health import BY_SLUG
-
-    if name.upper() in BY_ID:
-        check = BY_ID[name.upper()]
-        typer.echo(f"{check.id} {check.slug}: {check.title}\n{check.help}")
-        return
-    if name in BY_SLUG:
-        from nanhunt.report.health.wording import tell
-
-        typer.echo(tell(BY_SLUG[name]))
-        return
-
-    rows = {row.slug: row for row in CAUSES}
-    found = (rows[name],) if name in rows else causes_of(name)
-    if not found:
-        near = difflib.get_close_matches(name, [*rows, *BY_SLUG], 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f"no cause is called {name!r}, and no op of that name is known for one; {hint}"
-            f"known: {', '.join(rows)}"
-        )
-    for row in found:
-        typer.echo(f"{row.slug}: {row.title}")
-        typer.echo(row.about)
-        if row.recipes:
-            typer.echo(f"worth trying: {', '.join(row.recipes)}")
-        if row is not found[-1]:
-            typer.echo()
+add_to(app)
 
 
 def _names(values: list[str] | None) -> list[str]:
@@ -375,6 +336,7 @@ def _print(report: Report, *forms: str) -> None:
 
 def main() -> None:
     """Run the command line; every deliberate refusal is one sentence and exit code 2."""
+    excepthook = sys.excepthook
     try:
         code = app(prog_name="nanhunt", standalone_mode=False)
     except NanhuntError as error:
@@ -388,6 +350,9 @@ def main() -> None:
         code = _refuse(told())
     if code == INTERRUPTED:  # also what typer itself makes of Ctrl-C
         typer.echo("nanhunt: interrupted", err=True)
+    if callable(code):  # a program that `nanhunt run` has prepared
+        sys.excepthook = excepthook  # typer has put its own there
+        code()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -47,6 +47,7 @@ LEVELS = {
     "hunting": 7,
     "gating": 8,
     "watching": 8,
+    "launch": 8,
     "commands": 9,
     "testing": 9,
     "adapters": 9,
@@ -74,6 +75,7 @@ TORCH = {
     "gating",
     "guarding",
     "watching",
+    "launch",
 }
 # The one module that draws.
 DRAWING = "nanhunt.report.html.drawing"

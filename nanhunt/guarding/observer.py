@@ -25,8 +25,8 @@ from nanhunt.replay.ends import read_sink
 from nanhunt.replay.objective import reachable_nodes
 from nanhunt.report.short import tell
 
-# So many events are always held. Once there are twice as many, the older ones are let go between
-# two steps: to do so takes a look at all of them.
+# So many events are held, where nothing else is asked for. Once there are twice as many, the older
+# ones are let go between two steps: to do so takes a look at all of them.
 KEPT = 100_000
 _SINK_OF: Mapping[str, SinkKind] = {"backward": "gradient", "optimizer": "stepped"}
 
@@ -44,8 +44,9 @@ class Choice:
 class Observer:
     """Watches one thread from the outermost block on; the innermost block's choice counts."""
 
-    def __init__(self) -> None:
-        self.recorder = Recorder()
+    def __init__(self, recorder: Recorder | None = None, *, kept: int | None = None) -> None:
+        self.recorder = recorder or Recorder()
+        self._kept = KEPT if kept is None else kept
         self.is_listening = True  # but not while it tells the user
         self._thread = threading.get_ident()
         self._choices: list[Choice] = []
@@ -97,7 +98,7 @@ class Observer:
         if all(choice.model is None for choice in self._choices):
             self._names.meet(module)
         if not torch.is_grad_enabled():
-            self._forget()  # an evaluation has no backward at which to do it
+            self.forget()  # an evaluation has no backward at which to do it
 
     # -- backwards -----------------------------------------------------------------------------
 
@@ -128,11 +129,11 @@ class Observer:
             self._idle.append((first, self._node_run()))
         elif self._scaler is not None:
             self._deferred |= leaves
-        elif self._look_at_gradients(leaves.values(), None):
+        elif self.look_at_gradients(leaves.values(), None):
             self._is_idle = False
         if self._has_stepped:
             self._next_step()
-        self._forget()
+        self.forget()
         return returned
 
     def _node_run(self) -> int:
@@ -159,7 +160,7 @@ class Observer:
             let_pass = True
         return let_pass
 
-    def _look_at_gradients(self, leaves: Iterable[Tensor], scale: float | None) -> bool:
+    def look_at_gradients(self, leaves: Iterable[Tensor], scale: float | None) -> bool:
         """Judge the gradients; whether all are finite."""
         given = [leaf for leaf in leaves if leaf.grad is not None]
         gradients = [leaf.grad for leaf in given if leaf.grad is not None]
@@ -226,7 +227,7 @@ class Observer:
 
     def _judge(self, leaves: Sequence[Tensor]) -> None:
         if not self._has_remedy():
-            self._look_at_gradients(leaves, float(self._scaler.get_scale()))
+            self.look_at_gradients(leaves, float(self._scaler.get_scale()))
 
     # -- optimizers ----------------------------------------------------------------------------
 
@@ -247,16 +248,17 @@ class Observer:
             self._has_stepped = True
         else:
             self._next_step()
-            self._forget()
+            self.forget()
 
     def _next_step(self) -> None:
         self.recorder.step += 1
         self._has_stepped = self._is_idle = False
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of events that no later report needs: a backward or a step has come to its end."""
         position = self.recorder.position
-        old = [m for m in self._marks if position - m >= KEPT] if position >= 2 * KEPT else []
+        is_full = position >= 2 * self._kept
+        old = [m for m in self._marks if position - m >= self._kept] if is_full else []
         before = max(old, default=0)
         self.recorder.let_go(before)
         left = position - self.recorder.position

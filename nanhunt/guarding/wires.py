@@ -68,11 +68,12 @@ class Wires:
             if not self._watchers:
                 self._lay()
             self._watchers.append(watcher)
+        outer = self.own
         self._here.watcher = watcher
         try:
             yield
         finally:
-            self._here.watcher = None
+            self._here.watcher = outer
             with self._lock:
                 self._watchers.remove(watcher)
                 if not self._watchers:

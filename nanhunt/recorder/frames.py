@@ -31,6 +31,7 @@ _MODE_PLACES = (
     _OWN_DIR + "recorder" + os.sep,
     _OWN_DIR + "interventions",
     _OWN_DIR + "guarding" + os.sep,
+    _OWN_DIR + "launch" + os.sep,
     _OWN_DIR + "trials" + os.sep,
 )
 _STDLIB_DIR = sysconfig.get_paths()["stdlib"] + os.sep
