@@ -52,6 +52,7 @@ class Drive:
         self.batch: Any = None
         self.weights: dict[str, float] = {}
         self.digest = ""
+        self.is_digested = False
         self.keeps_gradients = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
@@ -143,7 +144,7 @@ class Drive:
             self.groups, sinks = measure_gradients(self.subject, recorder, order)
             self.sinks.extend(sinks)
             self.missing = without_gradient(self.subject.model)
-            if self._loss is not None:
+            if self._loss is not None and self.is_digested:
                 self.digest += fingerprint(self._loss, self.subject.model)
             if self.keeps_gradients:
                 self._keep_gradients()
