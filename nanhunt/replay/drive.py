@@ -52,7 +52,7 @@ class Drive:
         self.batch: Any = None
         self.weights: dict[str, float] = {}
         self.digest = ""
-        self.is_digested = False
+        self.is_digested = True
         self.keeps_gradients = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
