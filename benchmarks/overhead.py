@@ -2,7 +2,8 @@
 
 `python benchmarks/overhead.py` interleaves the plain step, an empty dispatch mode, the recorder,
 `nanhunt.detect`, `detect_anomaly`, torch's `DebugMode` and plain module hooks, takes medians, and
-prints a table of ratios: the machine's own speed and its noise divide out. `--memory` runs each in
+prints a table of ratios: the machine's own speed and its noise divide out. Time is the CPU time of
+the process, which others on the machine disturb less. `--memory` runs each in
 a process of its own and compares the peaks of resident memory instead.
 """
 
@@ -136,14 +137,14 @@ MODES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def measure(step: Callable[[], Tensor], rounds: int) -> dict[str, float]:
-    """Median seconds of a forward and backward under each mode, interleaved."""
+    """Median CPU seconds of a forward and backward under each mode, interleaved."""
     times: dict[str, list[float]] = {name: [] for name in MODES}
     for _ in range(rounds + 1):
         for name, mode in MODES.items():
-            start = time.perf_counter()
+            start = time.process_time()
             with mode():
                 step().backward()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 

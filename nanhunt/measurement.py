@@ -16,6 +16,7 @@ from nanhunt.records import Operand, Passage, Spectrum, TensorFacts
 
 # Values and indices that a birth quotes: enough to see the pattern, few enough to read.
 _QUOTED = 4
+_FIRST_LOOK = 4096  # elements of a mask that are searched first
 
 
 @functools.cache
@@ -196,8 +197,13 @@ def kind_of(values: Tensor) -> Literal["nan", "inf", "nan and inf"]:
 
 def first_indices(mask: Tensor) -> tuple[tuple[int, ...], ...]:
     """The first few indices at which a mask is True, in row-major order."""
-    flat = torch.nonzero(mask.reshape(-1))[:_QUOTED, 0].tolist()
-    return tuple(_unravel(position, mask.shape) for position in flat)
+    flat = mask.reshape(-1)
+    found: list[int] = []
+    start, size = 0, _FIRST_LOOK
+    while start < flat.numel() and len(found) < _QUOTED:
+        found += (start + torch.nonzero(flat[start : start + size])[:, 0]).tolist()[:_QUOTED]
+        start, size = start + size, 8 * size  # often all is non-finite
+    return tuple(_unravel(position, mask.shape) for position in found[:_QUOTED])
 
 
 def _unravel(position: int, shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,15 +1,13 @@
 """The recorder: every aten op of a step, with what it was given and what came out.
 
-`mode` is the dispatch mode and its hot path, `schema` what an op's schema says, `frames` the line
-of the user's code, `flow` where non-finite values come from and go to, `given` what an op meets of
-them, `evidence` what is read at the moment one is born, `regions` which views of one storage
-overlap.
-`kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from.
-`captured` copies the operands of the few ops that are asked for.
-`threads` lets all this go on in the threads that a step starts, `eager` runs compiled code as it
-was written, `entries` makes the records.
-`halves` finds the ops of the loss that return half precision, without recording a step.
-`oblivion` lets go of what a block of many steps has left behind.
+`mode` is the dispatch mode and its hot path, `screen` the look at what an op returned, `schema`
+what an op's schema says, `frames` the line of the user, `flow` where non-finite values come from,
+`given` what an op meets of them, `evidence` what is read when one is born, `regions` which views
+overlap, `passing` what passes the modules, `scope` what else is asked for.
+`kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from;
+`captured` copies the operands of a few ops. `threads` lets all this go on in the threads of a step,
+`eager` runs compiled code as written, `entries` makes the records, `oblivion` lets go of old ones.
+`halves` finds the ops of the loss in half precision without recording a step.
 Nothing here judges: what a birth means is decided in `analysis`.
 """
 
@@ -20,7 +18,9 @@ from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.frames import Place, call_path
 from nanhunt.recorder.halves import LossHalves
 from nanhunt.recorder.kept import Kept
-from nanhunt.recorder.mode import Recorder, Scope, unrecorded
+from nanhunt.recorder.mode import Recorder
+from nanhunt.recorder.passing import unrecorded
+from nanhunt.recorder.scope import Scope
 from nanhunt.recorder.threads import carried_into_threads
 
 __all__ = [

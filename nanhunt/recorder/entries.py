@@ -10,7 +10,10 @@ from nanhunt import measurement
 from nanhunt.recorder.frames import read_frame
 from nanhunt.records import OpEvent, TensorFacts
 
+# What many ops have in common is one tuple: the facts of the node that was running, how often nodes
+# had been entered, the module, the step and the thread.
 Entry: TypeAlias = tuple[Any, ...]
+_ABOUT, _MADE = 2, 3
 
 
 def dtype_of(outputs: Sequence[Tensor]) -> torch.dtype | None:
@@ -28,14 +31,15 @@ def _facts(pairs: Iterable[tuple[torch.Size, torch.dtype]]) -> tuple[TensorFacts
 
 def event_of(index: int, raw: Entry) -> OpEvent:
     """Make the record of one entry."""
-    (stage, op, (node, number, made_in), made, run, module, place, applier, hooked, given, outputs,
-     dtype, step, thread, met) = raw  # fmt: skip
+    stage, info, about, made, place, applier, hooked, dtype, shapes, met = raw
+    (node, number, made_in), run, module, step, thread = about
+    given, outputs = shapes or ((), ())
     return OpEvent(
         index=index,
         phase=stage,
-        op=op,
-        inputs=met.inputs if met else _facts(given or ()),
-        outputs=met.outputs if met else _facts(outputs or ()),
+        op=info.name,
+        inputs=met.inputs if met else _facts(given),
+        outputs=met.outputs if met else _facts(outputs),
         dtype=measurement.dtype_name(dtype) if dtype is not None else "",
         node=node,
         number=number,
@@ -52,3 +56,15 @@ def event_of(index: int, raw: Entry) -> OpEvent:
         thread=thread,
         made_in=made_in,
     )
+
+
+def number_of(entry: Entry) -> int | None:
+    """The number of the node under which it ran."""
+    number: int | None = entry[_ABOUT][0][1]
+    return number
+
+
+def made_by(entry: Entry) -> int | None:
+    """The number of the node that it made."""
+    made: int | None = entry[_MADE]
+    return made

@@ -18,6 +18,7 @@ from nanhunt.recorder.evidence import describe_birth
 from nanhunt.recorder.given import Given, Met, Part, Poison, shape_facts
 from nanhunt.recorder.regions import region_of
 from nanhunt.recorder.schema import Call, OpInfo
+from nanhunt.recorder.screen import is_cleared
 from nanhunt.records import Birth, Sink, TensorFacts
 
 # Evidence is read for so many births of one step; of the rest only the count is kept.
@@ -30,7 +31,9 @@ _HARMLESS = 0.5
 def storage_key(tensor: Tensor) -> int:
     """Identity of the memory that a tensor looks at; 0 where it has none of its own."""
     try:
-        key: int = measurement.dense(tensor).untyped_storage()._cdata  # noqa: SLF001 - not public
+        if tensor.layout is not torch.strided:
+            tensor = measurement.dense(tensor)
+        key: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - not public
     except (RuntimeError, NotImplementedError):
         return 0
     return key
@@ -52,7 +55,8 @@ class Flow:
 
     def __init__(self) -> None:
         self.state: list[Sink] = []
-        # By storage, what is known of each that holds a non-finite value.
+        # By storage, what is known of each that holds a non-finite value. It stays one object: the
+        # recorder asks it at every op whether there is anything to follow.
         self.poison: dict[int, Poison] = {}
         self._received: dict[int, Poison] = {}
         self._described = 0
@@ -76,7 +80,8 @@ class Flow:
 
         Asked between two steps: what happened meanwhile was not seen, so all is counted anew.
         """
-        self.poison = {key: p for key, p in self.poison.items() if not _is_gone(p)}
+        for key in [key for key, poison in self.poison.items() if _is_gone(poison)]:
+            del self.poison[key]
         for poison in self.poison.values():
             poison.counted.clear()
         return all(source < 0 for p in self.poison.values() for source in p.sources)
@@ -115,7 +120,7 @@ class Flow:
         if info.is_view:
             return None
         found: dict[int, TensorFacts] = {}
-        if info.is_screened or given is not None:
+        if given is not None or (info.is_screened and not _is_cleared(call, outputs)):
             counted = {i: measurement.count(outputs[i]) for i in measurement.suspects(outputs)}
             found = {i: facts for i, facts in counted.items() if not facts.is_finite}
         if not found:
@@ -216,6 +221,12 @@ class Flow:
             born=mask,
             from_asked=bool(given.poisoned) and given.is_asked,
         )
+
+
+def _is_cleared(call: Call, outputs: list[Tensor]) -> bool:
+    is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
+    returned = outputs[0] if is_plain else outputs
+    return is_cleared(call.info.shortcut, call.args, returned, None if is_plain else outputs)
 
 
 def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tensor | None:

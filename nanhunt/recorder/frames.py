@@ -18,7 +18,7 @@ from nanhunt.records import Frame
 
 Place: TypeAlias = tuple[CodeType, int]
 
-_ENGINE_CODE: CodeType = torch.autograd.graph._engine_run_backward.__code__  # noqa: SLF001
+ENGINE_CODE: CodeType = torch.autograd.graph._engine_run_backward.__code__  # noqa: SLF001
 _APPLY_CODE: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD_CODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
 
@@ -72,7 +72,7 @@ def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
     while frame is not None:
         code = frame.f_code
-        if code is _ENGINE_CODE and not past_engine:
+        if code is ENGINE_CODE and not past_engine:
             return None, None
         file = code.co_filename
         kind = _KINDS.get(file)
@@ -122,7 +122,7 @@ def _applier(frame: FrameType) -> Place | None:
 def is_in_backward() -> bool:
     """Whether the op runs in the backward of a Python Function, and not in a hook of its node."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as above
-    while frame is not None and frame.f_code is not _ENGINE_CODE:
+    while frame is not None and frame.f_code is not ENGINE_CODE:
         if frame.f_code is _BACKWARD_CODE:
             return True
         frame = frame.f_back

@@ -1,11 +1,10 @@
 """The dispatch mode: one plain tuple per aten op of the forward, the backward and the optimizer."""
 
 import contextlib
-import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,18 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from nanhunt import measurement
 from nanhunt.interventions import OwnMode
 from nanhunt.recorder.eager import compiled_code_run_eagerly
-from nanhunt.recorder.entries import Entry, dtype_of, event_of
+from nanhunt.recorder.entries import Entry, dtype_of, event_of, made_by, number_of
 from nanhunt.recorder.flow import Flow, repair
-from nanhunt.recorder.frames import Place, is_in_backward, user_call
+from nanhunt.recorder.frames import ENGINE_CODE, Place, is_in_backward, user_call
 from nanhunt.recorder.given import Given
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.oblivion import let_go
-from nanhunt.recorder.schema import INFOS, Call, inputs_of, op_info, tensors_in
+from nanhunt.recorder.passing import Passing, unwrapped
+from nanhunt.recorder.schema import INFOS, Call, OpInfo, inputs_of, op_info, tensors_in
+from nanhunt.recorder.scope import PLAIN, Execute, Scope
+from nanhunt.recorder.screen import is_clear_at_first, is_cleared
 from nanhunt.recorder.threads import Tags, acting_here, carried_into_threads, thread_of
 from nanhunt.records import OpEvent, Passage, Phase, Sink
 from nanhunt.structure import named_tensors
@@ -32,39 +33,14 @@ from nanhunt.structure import named_tensors
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
 _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
+_is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
-_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
-_unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa: SLF001
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
 _NO_TASK = -1  # no backward is running in this thread
+_NODE_NAMES: dict[type, str] = {}  # of the classes of C++ nodes
 _NO_NODE: tuple[str | None, int | None, int | None] = (None, None, None)
-
-
-def unrecorded() -> contextlib.AbstractContextManager[Any]:
-    """Measure below every dispatch mode: neither recorded nor changed by an intervention."""
-    guard: contextlib.AbstractContextManager[Any] = torch._C._DisableTorchDispatch()  # noqa: SLF001
-    return guard
-
-
-Execute: TypeAlias = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a recorder does besides naming the ops and following non-finite values.
-
-    With `modules` it measures what passes each module, in both directions; with `shapes` it notes
-    inputs and outputs of every op, and not only of those that met a non-finite value. `repair`
-    are the indices of events whose newborn elements are replaced by finite numbers at birth. With
-    `keep`, so many bytes of what the ops were given and returned are kept, the latest.
-    """
-
-    modules: bool = False
-    shapes: bool = False
-    repair: frozenset[int] = frozenset()
-    keep: int = 0
 
 
 class Recorder(OwnMode):
@@ -80,7 +56,7 @@ class Recorder(OwnMode):
     by one below.
     """
 
-    def __init__(self, execute: Execute | None = None, scope: Scope = Scope()) -> None:
+    def __init__(self, execute: Execute | None = None, scope: Scope = PLAIN) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._begin(0, [])
         self._threads = 0  # that were started, besides the one that the block stands in
@@ -89,15 +65,18 @@ class Recorder(OwnMode):
         self.stage: Phase = "forward"
         self._outer_stage: Phase = "forward"
         self._flow = Flow()
+        self._poison = self._flow.poison
         self._raw: list[Entry] = []
-        self.step = 0
+        self._step = 0
         self._names: dict[int, str] = {}
         self.outputs: list[tuple[str, Tensor]] = []
-        self.passages: list[Passage] = []
+        self._passing = Passing()
         self._scope = scope
         self.kept = Kept(scope.keep) if scope.keep else None
+        self._is_kept = self.kept is not None
+        self._is_busy = self._is_kept or scope.shapes
+        self._append = self._raw.append
         self._repaired: set[int | None] = set()  # nodes that forward ops with repaired outputs made
-        self._handles: list[Any] = []
         # Called at once: with the index of an event that is a birth; with a module that was called
         # from outside of any other.
         self.on_birth: Callable[[int], None] | None = None
@@ -107,6 +86,11 @@ class Recorder(OwnMode):
     def state(self) -> tuple[Sink, ...]:
         """The tensors that were non-finite before any recorded op wrote to them."""
         return tuple(self._flow.state)
+
+    @property
+    def passages(self) -> list[Passage]:
+        """What passed the modules, if that is measured."""
+        return self._passing.passages
 
     def _begin(self, thread: int, modules: list[str]) -> None:
         """Start afresh what every thread has for itself."""
@@ -118,6 +102,20 @@ class Recorder(OwnMode):
         self._node_run = thread << 32  # apart from those of the other threads
         self._is_python_node = False
         self._is_accumulation = False
+        self._backward: tuple[int, Place | None] = (_NO_TASK, None)
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []  # of what an op is given
+        self._about: tuple[Any, ...] | None = None  # what the next op has in common with the last
+
+    @property
+    def step(self) -> int:
+        """The training step that is recorded."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        """Go on with another."""
+        self._step = step
+        self._about = None
 
     def for_thread(self) -> "Recorder":
         """Return what records a thread that the running one is about to start."""
@@ -157,7 +155,7 @@ class Recorder(OwnMode):
         """Go on with another training step, and keep of those before what it may depend on."""
         self.step = step
         self.stage = "forward"
-        self.passages.clear()
+        self._passing.passages.clear()
         if self._flow.is_settled():
             self._raw.clear()
 
@@ -179,29 +177,29 @@ class Recorder(OwnMode):
                 hook.remove()
             self._modules.clear()
             self.outputs.clear()
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._passing.close()
             self._node = None
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
         # A module from outside the model, a loss say, has no path: what it calls stays where it is.
-        modules = self._here()._modules  # noqa: SLF001 - a recorder as this one
+        here = self._here() if self._threads else self
+        here._about, modules = None, here._modules  # noqa: SLF001 - a recorder as this one
         outer = modules[-1] if modules else ""
         if self.on_root is not None and not modules:
             self.on_root(module)
         modules.append(self._names.get(id(module), outer))
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
-        modules = self._here()._modules  # noqa: SLF001 - a recorder as this one
+        here = self._here() if self._threads else self
+        here._about, modules = None, here._modules  # noqa: SLF001 - a recorder as this one
         if modules:
             modules.pop()
         name = self._names.get(id(module))
         if name == ROOT:
             named = named_tensors(output, "output")
-            self.outputs.extend((path, _unwrapped(tensor)) for path, tensor in named)
+            self.outputs.extend((path, unwrapped(tensor)) for path, tensor in named)
         if self._scope.modules and name is not None:
-            self._watch(name, output)
+            self._passing.watch(name, (unwrapped(t) for _, t in named_tensors(output)))
 
     def _here(self) -> "Recorder":
         """What records the running thread: hooks are those of the whole process."""
@@ -218,24 +216,6 @@ class Recorder(OwnMode):
         here = self._here()
         here.stage = here._outer_stage  # noqa: SLF001 - as above
 
-    def _watch(self, module: str, output: Any) -> None:
-        """Measure what a module returned, and the gradient when it arrives there."""
-        for _, returned in named_tensors(output):
-            tensor = _unwrapped(returned)
-            with unrecorded():
-                self._note(measurement.read_passage(module, "forward", tensor))
-            if tensor.requires_grad:
-                arrived = functools.partial(self._gradient_arrived, module)
-                self._handles.append(tensor.register_hook(arrived))
-
-    def _gradient_arrived(self, module: str, gradient: Tensor) -> None:
-        with unrecorded():
-            self._note(measurement.read_passage(module, "backward", gradient))
-
-    def _note(self, passage: Passage | None) -> None:
-        if passage is not None:
-            self.passages.append(passage)
-
     def __torch_dispatch__(
         self,
         func: Any,
@@ -247,71 +227,101 @@ class Recorder(OwnMode):
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
-        flow = self._flow
+        poison, execute = self._poison, self._execute
         # Read before the op runs, which may overwrite what it reads.
-        given = shapes = None
-        if flow.poison or info.is_update:
-            with self._lock:
-                given = flow.measure_inputs(inputs_of(args, kwargs), info)
-        if self._scope.shapes:
-            shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
-        if self._execute is None:
-            returned = func(*args, **kwargs) if kwargs else func(*args)
+        before = None
+        if poison or info.is_update or self._is_busy:
+            before = self._look_before(info, args, kwargs)
+        if execute is not None:
+            returned = execute(func, args, kwargs or {})
         else:
-            returned = self._execute(func, args, kwargs or {})
-        is_plain = type(returned) is Tensor and not info.mutated
-        outputs = [returned] if is_plain else Call(info, args, kwargs or {}).outputs(returned)
-        if info.is_collective:
-            flow.note_collective(outputs, len(self._raw))
-        place, applier = user_call(past_engine=self._is_accumulation)
-        if place is None and node is None:
-            place = self._started_at
+            returned = func(*args, **kwargs) if kwargs else func(*args)
+        outputs: list[Tensor] | None = None
+        if info.is_single and type(returned) is Tensor:
+            dtype: torch.dtype | None = returned.dtype
+        else:
+            outputs = Call(info, args, kwargs or {}).outputs(returned)
+            dtype = dtype_of(outputs)
+        if sys._getframe(1).f_code is not ENGINE_CODE:  # noqa: SLF001 - as in `frames`
+            place, applier = user_call()
+        else:  # a node of C++, as nearly every one is
+            place = self._line_of_backward() if self._is_accumulation else None
+            applier = None
         event = (
             # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
             "backward" if node is not None or _graph_task() != _NO_TASK else self.stage,
-            info.name,
-            self._node_facts,
+            info,
+            self._about or self._note_surroundings(),
             # A backward that builds no graph makes no nodes; the last number is the forward's.
-            _sequence_number() - 1 if node is None or torch.is_grad_enabled() else None,
-            self._node_run,
-            self._modules[-1] if self._modules else "",
-            place,
+            _sequence_number() - 1 if node is None or _is_grad_enabled() else None,
+            place or (self._started_at if node is None else None),
             applier,
             self._is_python_node and place is not None and not is_in_backward(),
-            shapes,
-            [(t.shape, t.dtype) for t in outputs] if shapes is not None else None,
-            dtype_of(outputs),
-            self.step,
-            self.thread,
+            dtype,
+            None,
             None,
         )
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
         if (
-            flow.poison
-            or (info.is_screened and measurement.suspects(outputs))
-            or self.kept is not None
+            poison
+            or self._is_busy
+            or (
+                info.is_screened
+                and (info.is_collective or not is_cleared(info.shortcut, args, returned, outputs))
+            )
         ):
-            self._follow(event, Call(info, args, kwargs or {}), node, given, outputs)
+            found = [returned] if outputs is None else outputs
+            self._follow(event, Call(info, args, kwargs or {}), node, before, found)
         else:
-            self._raw.append(event)
+            self._append(event)
         return returned
+
+    def _look_before(
+        self, info: OpInfo, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> Given | None:
+        """What an op is given of the non-finite values that are known, or that it overwrites."""
+        if self._scope.shapes:
+            self._shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
+        if not self._poison and (not info.is_update or is_clear_at_first(args)):
+            return None
+        with self._lock:
+            return self._flow.measure_inputs(inputs_of(args, kwargs), info)
+
+    def _line_of_backward(self) -> Place | None:
+        """The line that called the running backward: that of every gradient it adds up."""
+        task = _graph_task()
+        if self._backward[0] != task:
+            self._backward = task, user_call(past_engine=True)[0]
+        return self._backward[1]
+
+    def _note_surroundings(self) -> tuple[Any, ...]:
+        module = self._modules[-1] if self._modules else ""
+        self._about = (self._node_facts, self._node_run, module, self.step, self.thread)
+        return self._about
 
     def _follow(
         self, event: Entry, call: Call, node: Any, given: Given | None, outputs: Any
     ) -> None:
         """Append an event whose place among the others matters, and what it met."""
+        if self._scope.shapes:
+            returned = [(tensor.shape, tensor.dtype) for tensor in outputs]
+            event = (*event[:-2], (self._shapes, returned), None)
         with self._lock:
             self._raw.append(event)
             index = self.position - 1
             while self._raw[index] is not event:
                 index -= 1  # another thread appends without asking
+            if call.info.is_collective:
+                self._flow.note_collective(outputs, index)
             if self.kept is not None:
                 self.kept.add(call, outputs)
             if index in self._scope.repair:
                 # An op that makes no node shows the number of the last one.
-                is_new = event[3] != self._raw[index - 1][3]
-                self._repaired.add(event[2][1] if node is not None else event[3] if is_new else -1)
-            if index in self._scope.repair or event[2][1] in self._repaired:
+                made = made_by(event)
+                is_new = made != made_by(self._raw[index - 1])
+                number = number_of(event)
+                self._repaired.add(number if node is not None else made if is_new else -1)
+            if index in self._scope.repair or number_of(event) in self._repaired:
                 repair(outputs, given, is_backward=node is not None)
             met = self._flow.follow(call, node, given, outputs, index)
             if met is not None:
@@ -322,16 +332,21 @@ class Recorder(OwnMode):
     def _enter_node(self, node: Any) -> None:
         # Holding the node keeps its identity: the next one cannot get the same address.
         self._node = node
+        self._about = None
         self._node_run += 1
-        self._is_python_node = isinstance(node, BackwardCFunction)
-        self._is_accumulation = False
+        self._is_python_node = self._is_accumulation = False
         if node is None:
             self._node_facts = _NO_NODE
             return
+        name = _NODE_NAMES.get(type(node))
+        if name is None:
+            name = node.name().removeprefix("torch::autograd::")
+            self._is_python_node = isinstance(node, BackwardCFunction)
+            if type(node).__name__ == name and not self._is_python_node:
+                _NODE_NAMES[type(node)] = name  # some kinds share one class
         number = node._sequence_nr()  # noqa: SLF001 - no public name
         # A gradient is added to `.grad` by no line but the one that called the backward.
         self._is_accumulation = number == _NO_NUMBER
-        name = node.name().removeprefix("torch::autograd::")
         made_in = thread_of(node) if self._threads else None
         self._node_facts = (name, None if number == _NO_NUMBER else number, made_in)
 
@@ -364,6 +379,7 @@ class _Branch(Recorder):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         self._tags.write()
+        self._about = None  # the stage and the step are the trunk's
         number = _sequence_number() - 1
         returned = super().__torch_dispatch__(func, types, args, kwargs)
         is_written = bool(args) and returned is args[0]
@@ -376,10 +392,3 @@ class _Branch(Recorder):
     def finish(self) -> None:
         self._tags.write()
         self._node = None
-
-
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor with memory below the wrappers of `torch.func`'s transforms."""
-    while _is_wrapped(tensor):
-        tensor = _unwrap(tensor)
-    return tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from nanhunt.recorder.entries import Entry
 from nanhunt.recorder.flow import Flow
 
-_NODE, _MADE, _THREAD, _MET = 2, 3, -2, -1  # places in an entry
+_ABOUT, _MADE, _MET = 2, 3, -1  # places in an entry
 
 
 def let_go(flow: Flow, raw: list[Entry], before: int) -> None:
@@ -45,13 +45,14 @@ def _with_ancestors(raw: list[Entry], events: Iterable[int]) -> set[int]:
 
 def _with_origins(raw: list[Entry], events: set[int]) -> set[int]:
     """The events, and the forward ops behind those that ran in a backward."""
-    nodes = [raw[index][_NODE] for index in events if raw[index][_NODE][1] is not None]
+    running = (raw[index][_ABOUT][0] for index in events)
+    nodes = [node for node in running if node[1] is not None]
     if not nodes:
         return events
     makers: dict[tuple[int, int], int] = {}  # each thread numbers its nodes from 0
     for index, entry in enumerate(raw):
         if entry[_MADE] is not None:
-            makers.setdefault((entry[_THREAD], entry[_MADE]), index)
+            makers.setdefault((entry[_ABOUT][-1], entry[_MADE]), index)
     numbers = sorted(makers)
     # As in the analysis: an in-place op on a view runs under a number that no forward event has.
     wanted = ((thread or 0, number) for _, number, thread in nodes)

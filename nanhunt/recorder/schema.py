@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nanhunt.recorder.screen import Shortcut, shortcut_of
+
 # Ops whose output is finite whenever their inputs are, or that hold no value yet. Views need no
 # row: their schema tells. Of complex numbers abs overflows and tanh and sigmoid have poles.
 # fmt: off
 _CANNOT_MAKE = frozenset([
-    "clone", "cat", "stack", "index_select", "gather", "relu", "relu_",
+    "_unsafe_view", "clone", "cat", "stack", "index_select", "gather", "relu", "relu_",
     "threshold_backward", "sign", "neg", "embedding",
     "zero_", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "rand",
     "rand_like", "randn", "randn_like", "bernoulli", "gt", "lt", "ge", "le", "eq", "ne",
-    "argmax", "argmin", "select_backward", "slice_backward",
+    "argmax", "argmin", "select_backward", "slice_backward", "bernoulli_",
+    "max_pool2d_with_indices",
 ])
 # fmt: on
 _OVERWRITES = frozenset(["copy_", "fill_", "zero_"])
@@ -37,8 +40,10 @@ class OpInfo(NamedTuple):
     `mutated` are the positions and names of the arguments that it writes to. `is_fresh` means that
     its outputs own new memory, `is_view` that they only look at an input's, `is_update` that it
     reads the elements that it overwrites, `is_collective` that it exchanges tensors with other
-    ranks. `unread` are the positions, among its tensors, of those that it writes to from end to end
-    without reading them.
+    ranks; the outputs of such an op are always followed. `is_single` means that all it writes to is
+    what it returns, where that is one tensor. `unread` are the positions, among its tensors, of
+    those that it writes to from end to end without reading them. `shortcut` may tell sooner than a
+    look at them that its outputs are finite.
     """
 
     func: Any
@@ -49,9 +54,11 @@ class OpInfo(NamedTuple):
     is_pointwise: bool
     is_update: bool
     is_collective: bool
+    is_single: bool
     unread: tuple[int, ...]
     mutated: tuple[tuple[int, str], ...]
     arguments: tuple[str, ...]
+    shortcut: Shortcut | None
 
 
 # By the identity of the overload, which a row keeps alive: its own hash is ten times slower.
@@ -87,9 +94,11 @@ def _read_info(func: Any) -> OpInfo:
         is_pointwise=is_pointwise,
         is_update=is_pointwise and is_screened and mutated == _SELF and base not in _OVERWRITES,
         is_collective=schema.name.startswith("c10d::"),
+        is_single=not mutated or (mutated == _SELF and len(schema.returns) == 1),
         unread=(0,) if base in _OVERWRITES and mutated == _SELF else _out_positions(schema),
         mutated=mutated,
         arguments=tuple(argument.name for argument in schema.arguments),
+        shortcut=shortcut_of(base),
     )
 
 

@@ -53,6 +53,7 @@ class Drive:
         self.weights: dict[str, float] = {}
         self.digest = ""
         self.unscaled = ""
+        self.is_digested = True
         self.keeps_gradients = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
@@ -144,7 +145,7 @@ class Drive:
             self.groups, sinks = measure_gradients(self.subject, recorder, order)
             self.sinks.extend(sinks)
             self.missing = without_gradient(self.subject.model)
-            if self._loss is not None:
+            if self._loss is not None and self.is_digested:
                 self.digest += fingerprint(self._loss, self.subject.model)
                 if self.keeps_gradients and self.scale != 1.0:
                     model = self.subject.model

@@ -70,8 +70,8 @@ class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
-    `unscaled` does so with the gradients divided by the scale of the loss, where both were asked
-    for and there is a scale.
+    It is taken of the step as given alone: nothing else is compared to the bit. `unscaled` does so
+    with the gradients divided by the scale of the loss, where both were asked for and there is one.
     `weights` are those that the live objective held while the step ran, `kept` the tensors of
     a replay that was to keep them, `gradients` those of the parameters by name, and `captured` the
     operands of the ops that it was to capture.
@@ -190,6 +190,7 @@ class _Attempt:
                 subject.set_generators()
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
+                drive.is_digested = variant == NATIVE and self.change.is_none
                 drive.keeps_gradients = self.change.gradients
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
