@@ -7,6 +7,7 @@ tensor objects hold the same bits afterwards.
 
 import contextlib
 import copy
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,11 +69,19 @@ def keep_generators() -> _Undo:
     return restore
 
 
+@functools.cache
+def _has_devices() -> bool:
+    return torch.accelerator.is_available()
+
+
 def seed_generators(seed: int) -> None:
     """Set every random generator as the start of each replay has it."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - users draw from it
-    torch.manual_seed(seed)
+    if _has_devices():
+        torch.manual_seed(seed)
+    else:  # `manual_seed` takes longer than a small model's forward to tell devices that are absent
+        torch.default_generator.manual_seed(seed)
 
 
 def _keep_switches() -> _Undo:

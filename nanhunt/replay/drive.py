@@ -53,6 +53,8 @@ class Drive:
         self.weights: dict[str, float] = {}
         self.digest = ""
         self.keeps_gradients = False
+        self.makes_digest = True
+        self.is_recorded = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
         self.has_stepped = False
@@ -61,6 +63,7 @@ class Drive:
 
     def run(self, batch: Any, recorder: Recorder | None) -> None:
         """Take the step; a recorder must be recording already."""
+        self.is_recorded = recorder is not None
         with unrecorded():
             self.batch = cast_batch(self.variant, batch)
         for name in self.variant.without:
@@ -122,7 +125,8 @@ class Drive:
         """Note the terms of a loss, and who owns which node."""
         objective = read_objective(value, self.variant, self.subject.live_weights())
         self._objective = objective
-        for number, names in term_owners(objective.terms).items():
+        # Who owns a node is asked of the events only.
+        for number, names in term_owners(objective.terms if self.is_recorded else {}).items():
             known = self.owners.get(number, ())
             self.owners[number] = (*known, *(name for name in names if name not in known))
         return objective
@@ -143,7 +147,7 @@ class Drive:
             self.groups, sinks = measure_gradients(self.subject, recorder, order)
             self.sinks.extend(sinks)
             self.missing = without_gradient(self.subject.model)
-            if self._loss is not None:
+            if self._loss is not None and self.makes_digest:
                 self.digest += fingerprint(self._loss, self.subject.model)
             if self.keeps_gradients:
                 self._keep_gradients()

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,13 +37,17 @@ class Change:
     `applied` is entered around the step, with all that it does to the subject put back afterwards.
     The loss is multiplied by `scale` before the backward and the gradients are divided by it again.
     With `gradients` they are kept, and with `halves` the ops of the loss are watched for half
-    precision; neither changes anything.
+    precision; neither changes anything. Without `digest` there is no fingerprint. With
+    `fitting` the search for a loss scale starts there and ends at the first that fits, where else
+    the largest one from `INITIAL_SCALE` down is sought.
     """
 
     applied: Callable[[Subject], contextlib.AbstractContextManager[object]] = _nothing
     scale: float | None = None
     gradients: bool = False
     halves: bool = False
+    digest: bool = True
+    fitting: float | None = None
 
     @property
     def is_none(self) -> bool:
@@ -113,6 +117,8 @@ def replay(
     """
     start = time.perf_counter()
     scale = change.scale or _first_scale(subject, variant)
+    if variant.scaled and change.fitting is not None:
+        scale = max(min(scale, change.fitting), 1.0)
     # Under a scale, recording waits until the scale is known at which there is something to see.
     attempt = _Attempt(subject, batch, variant, change, capture)
     done = attempt(scope if scale <= 1.0 else None, scale)
@@ -141,6 +147,12 @@ def _fit_scale(attempt: "_Attempt", scope: Scope | None, *, failed: Replay) -> R
 
     The search assumes that what overflows at one scale overflows at every larger one.
     """
+    if attempt.change.fitting is not None:
+        for scale in _descending(failed.run.scale or 1.0):
+            tried = attempt(None, scale)
+            if tried.run.is_finite:
+                note = f"gradients overflow at loss scale {failed.run.scale:g}; {scale:g} fits"
+                return replace(tried, run=replace(tried.run, notes=(*tried.run.notes, note)))
     lowest = attempt(scope, 1.0)
     if not lowest.run.is_finite:
         note = f"non-finite at loss scale {failed.run.scale:g} and still at 1"
@@ -158,6 +170,14 @@ def _fit_scale(attempt: "_Attempt", scope: Scope | None, *, failed: Replay) -> R
     return replace(best, run=replace(best.run, notes=(*best.run.notes, note)))
 
 
+def _descending(scale: float) -> Iterator[float]:
+    """Smaller scales above 1, in steps that grow: what a scaler skips to is mostly near."""
+    factor = 4.0
+    while scale / factor > 1.0:
+        scale, factor = scale / factor, factor * factor
+        yield scale
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One step of one variant at one loss scale; everything is put back."""
@@ -171,11 +191,13 @@ class _Attempt:
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
         try:
-            with preserved(subject), beneath(record=bool(scope)) as execution, torch.enable_grad():
+            below = beneath(record=bool(scope), half=variant.precision is None)
+            with preserved(subject), below as execution, torch.enable_grad():
                 seed_generators(subject.seed + subject.step)
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
                 drive.keeps_gradients = self.change.gradients
+                drive.makes_digest = self.change.digest
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
                 recorder = Recorder(execute, scope) if scope else None
