@@ -7,7 +7,9 @@ whom else. A line or a block that no rule covers fails.
 
 import json
 import re
+import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from nanhunt import store
+from nanhunt import hunt, store
 from nanhunt.cli import main as nanhunt
 from nanhunt.gate.reading import read_policy
 from ris_model.__main__ import main as ris_model
@@ -103,7 +105,7 @@ RULES = (
          runs="nanhunt replay train.py:build --repro out" + QUICK),
     Rule(r"(nanhunt replay (train|mymodel|examples/subject)\.py:build.*)", runs="{0}" + QUICK),
     Rule(r"(nanhunt (show|explain|repro|diff|subjects|init|gate).*)", runs="{0}"),
-    Rule(r"(nanhunt|ris-model) --(show|install)-completion", by="tests/test_packaging.py",
+    Rule(r"nanhunt --(show|install)-completion", by="tests/test_packaging.py",
          words="--show-completion"),
     # A training: tests/ris_model takes the same words at the smallest size.
     Rule(r"ris-model train .*", by="tests/ris_model/test_train_command.py", words='"train"'),
@@ -251,8 +253,6 @@ def typed(command, monkeypatch):
     program, *words = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [program, *words])
     if program.startswith("benchmarks/"):
-        import runpy
-
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(ROOT / program), run_name="__main__")
@@ -279,11 +279,23 @@ def test_json_is_a_report(block):
     assert store.parse(json.dumps(json.loads(block.text))).runs
 
 
+def test_picture_is_drawn():
+    """The script of the README's picture draws a report, and the picture loads no font."""
+    names = runpy.run_path(str(ROOT / "docs" / "picture.py"))
+    step = {}
+    exec(FAILING, step)  # noqa: S102 - as train.py
+    drawn = names["draw"](hunt(step["build"](), precisions=["native"]))
+    kept = names["PICTURE"].read_text(encoding="utf-8")
+    for svg in (drawn, kept):
+        assert svg.startswith("<svg")
+        assert "CULPRIT" in svg
+        assert "proven" in svg
+        assert not re.search(r"@font-face|url\(http|<script|<image", svg)
+
+
 def test_site_builds_and_loads_nothing(tmp_path):
     """The site builds strictly, and no page loads a script, a style or a picture from afar."""
     pytest.importorskip("material", reason="mkdocs-material is not installed (extra `docs`)")
-    import subprocess
-
     ran = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
         cwd=ROOT, capture_output=True, text=True, check=False,
