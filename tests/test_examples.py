@@ -72,6 +72,10 @@ def test_gradient_penalty():
     [culprit] = report.culprits
     assert (culprit.op, culprit.terms) == ("aten::sqrt", ("penalty",))
     assert any(trial.is_proven for trial in report.trials)
+    [without] = [each for each in report.ablations if each.mode == "without"]
+    # The slope is taken in the forward: what is left there is no backward of the penalty.
+    assert (without.names, without.took_effect, without.cures) == (("penalty",), True, True)
+    assert without.ops_after[1] == 0
 
 
 def test_workflow_gates_both_models(tmp_path, monkeypatch):

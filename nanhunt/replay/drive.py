@@ -58,6 +58,7 @@ class Drive:
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
         self.has_stepped = False
+        self.loss_at: int | None = None
         self._objective: Objective | None = None
         self._loss: Tensor | None = None
 
@@ -142,6 +143,7 @@ class Drive:
             self._loss = loss.detach()
             if recorder:
                 self.outputs = measure_outputs(recorder)
+                self.loss_at = recorder.position if self.loss_at is None else self.loss_at
             self.sinks.append(read_sink("loss", "loss", loss, recorder, order=order))
         elif station == "grads":
             self.groups, sinks = measure_gradients(self.subject, recorder, order)
@@ -240,7 +242,7 @@ class Drive:
         """The line of the report, and everything recorded."""
         events = recorder.events() if recorder else ()
         terms = self._objective.terms if self._objective else {}
-        counted = count_ops(terms, self.owners, events)
+        counted = count_ops(terms, self.owners, events, loss_at=self.loss_at or 0)
         run = self.line(counted, len(events))
         if recorder is None:
             return run, None

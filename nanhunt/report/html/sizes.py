@@ -20,11 +20,15 @@ class Size(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The variants, and per module the sizes of its outputs and of the gradients that arrive."""
+    """The variants, and per module the sizes of its outputs and of the gradients that arrive.
+
+    A variant that is finite under a loss scale is not recorded.
+    """
 
     variants: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Size, ...], tuple[Size, ...]], ...]
     left_out: int
+    unrecorded: tuple[str, ...]
 
 
 def compare_modules(report: Report) -> Sizes | None:
@@ -35,7 +39,10 @@ def compare_modules(report: Report) -> Sizes | None:
     tables = {name: {row.module: row for row in rows} for name, rows in others.items()}
     shown = outer_modules(report.modules, ROWS)
     rows = tuple(_row(native, [*tables.values()]) for native in shown)
-    return Sizes(("native", *others), rows, len(report.modules) - len(shown))
+    variants = [run.variant for run in report.runs if not run.ablated and run.raised is None]
+    unrecorded = tuple(name for name in variants if name != "native" and name not in others)
+    left_out = len(report.modules) - len(shown)
+    return Sizes(("native", *others), rows, left_out, unrecorded)
 
 
 def outer_modules(facts: Sequence[ModuleFacts], most: int) -> list[ModuleFacts]:
