@@ -5,9 +5,11 @@ terms, `ends` measures before and after. `course` takes several steps in a row, 
 """
 
 from nanhunt.replay.course import Course, take_steps
+from nanhunt.replay.drive import EMULATED
 from nanhunt.replay.step import INITIAL_SCALE, Change, Replay, blame_terms, draw_batch, replay
 
 __all__ = [
+    "EMULATED",
     "INITIAL_SCALE",
     "Change",
     "Course",

@@ -32,6 +32,7 @@ from nanhunt.subject import Subject, splatted
 from nanhunt.variants import Execution, Variant, above, cast_batch
 
 Station: TypeAlias = Literal["loss", "grads", "step"]
+EMULATED = "fp16 (emulated accumulation)"  # the note of a run in which a product was
 STATIONS: tuple[Station, ...] = ("loss", "grads", "step")
 
 
@@ -216,7 +217,7 @@ class Drive:
         """The line of the report."""
         notes = list(self.notes)
         if self.execution.half.used:
-            notes.append("fp16 (emulated accumulation)")
+            notes.append(EMULATED)
         if self.variant.net_only and not self.execution.root_forwards:
             notes.append("the root module was not called as a whole: autocast had no effect")
         # Whether a step of its own has unscaled its gradients by then is not known.

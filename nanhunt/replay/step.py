@@ -39,7 +39,8 @@ class Change:
     With `gradients` they are kept, and with `halves` the ops of the loss are watched for half
     precision; neither changes anything. Without `digest` there is no fingerprint. With
     `fitting` the search for a loss scale starts there and ends at the first that fits, where else
-    the largest one from `INITIAL_SCALE` down is sought.
+    the largest one from `INITIAL_SCALE` down is sought. Without `emulated` FP16 products on a CPU
+    are left to torch, which is right for a step that has none.
     """
 
     applied: Callable[[Subject], contextlib.AbstractContextManager[object]] = _nothing
@@ -48,6 +49,7 @@ class Change:
     halves: bool = False
     digest: bool = True
     fitting: float | None = None
+    emulated: bool = True
 
     @property
     def is_none(self) -> bool:
@@ -191,7 +193,8 @@ class _Attempt:
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
         try:
-            below = beneath(record=bool(scope), half=variant.precision is None)
+            is_emulated = self.change.emulated and variant.precision is None
+            below = beneath(record=bool(scope), half=is_emulated)
             with preserved(subject), below as execution, torch.enable_grad():
                 seed_generators(subject.seed + subject.step)
                 set_scale(subject, scale)
