@@ -18,7 +18,7 @@ from nanhunt.hunting import Plan, investigate
 from nanhunt.hunting.investigation import Investigation
 from nanhunt.loading import load
 from nanhunt.records import Report, Run
-from nanhunt.replay import Change, Replay, draw_batch, replay
+from nanhunt.replay import EMULATED, INITIAL_SCALE, Change, Replay, draw_batch, replay
 from nanhunt.subject import Subject
 from nanhunt.variants import NATIVE, Variant, variant
 
@@ -83,7 +83,7 @@ def examine(
     done += [_ablated(subject, batch, name, progress) for name in rule.ablations]
     known.runs.extend(_with_errors(done, subject.parameter_groups()))
     if is_repeated:
-        _compare_again(known, native)
+        _compare_again(known, done)
     report = known.report(rule.variants, rule.ablations)
     return report if all(r.is_finite or r.raised for r in report.runs) else _hunted(report, known)
 
@@ -95,19 +95,47 @@ def _replays(subject: Subject, batch: Any, rule: Gated, progress: Progress) -> I
     is_compared = {each.name for each in others if each.precision is not None}
     if "fp64" in is_compared and "fp32" not in is_compared:
         is_compared.add(NATIVE.name)
+    scale = INITIAL_SCALE
     for each in (NATIVE, *others):
         progress(each.name)
         is_watched = each == NATIVE or each.autocast is not None
         keeps = "fp64" in is_compared and each.name in is_compared
-        change = Change(gradients=keeps, halves=is_watched)
-        yield replay(subject, batch, each, scope=None, change=change)
+        is_digested = each.name in (NATIVE.name, "fp32")
+        change = Change(gradients=keeps, halves=is_watched, digest=is_digested, fitting=scale)
+        done = replay(subject, batch, each, scope=None, change=change)
+        if each == NATIVE:
+            scale = _likely_scale(done.run)
+        yield done
 
 
-def _compare_again(known: Investigation, native: Replay) -> None:
-    """Replay the step as given once more."""
+def _likely_scale(native: Run) -> float:
+    """The loss scale at which gradients of that size just fit FP16: where to start looking."""
+    norm = math.hypot(*(group.norm for group in native.groups))
+    if not math.isfinite(norm) or norm == 0.0:
+        return INITIAL_SCALE
+    return min(2.0 ** math.floor(math.log2(torch.finfo(torch.float16).max / norm)), INITIAL_SCALE)
+
+
+def _compare_again(known: Investigation, done: list[Replay]) -> None:
+    """Replay the step as given once more, where none of the replays was the same to the bit.
+
+    Of a step that is in FP32 throughout, the replay in FP32 is such a one: it ran the same ops.
+    """
+    native, *others = done
+    if native.fingerprint in {each.fingerprint for each in others if not each.variant.without}:
+        known.deterministic = True
+        return
     known.progress("native, again")
-    again = replay(known.subject, known.batch, NATIVE, scope=None)
+    # A step without products in FP16 needs no mode under it, which is half of a small one's time.
+    lean = Change(emulated=EMULATED in native.run.notes)
+    again = replay(known.subject, known.batch, NATIVE, scope=None, change=lean)
     known.deterministic = again.fingerprint == native.fingerprint
+    if not known.deterministic and not lean.emulated:
+        # The mode may be why: then both ways come out the same each time.
+        leaner = replay(known.subject, known.batch, NATIVE, scope=None, change=lean)
+        is_steady = leaner.fingerprint == again.fingerprint
+        again = replay(known.subject, known.batch, NATIVE, scope=None)
+        known.deterministic = is_steady and again.fingerprint == native.fingerprint
     if not known.deterministic:
         known.notes.append(
             f"two native replays differ (loss {native.run.loss:.9g} and {again.run.loss:.9g})"
@@ -117,7 +145,7 @@ def _compare_again(known: Investigation, native: Replay) -> None:
 def _ablated(subject: Subject, batch: Any, name: str, progress: Progress) -> Replay:
     each: Variant = NATIVE.ablated(name)
     progress(f"without {name}")
-    return replay(subject, batch, each, scope=None)
+    return replay(subject, batch, each, scope=None, change=Change(digest=False))
 
 
 def _with_errors(done: list[Replay], members: Mapping[str, list[str]]) -> Iterator[Run]:

@@ -1,6 +1,7 @@
 """The random generators of Python, numpy and torch: where they stand, as data, and setting them."""
 
 import ctypes
+import functools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,16 @@ def set_generators(to: Generators) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
+@functools.cache
+def _has_devices() -> bool:
+    return torch.accelerator.is_available()
+
+
 def seed_generators(seed: int) -> None:
     """Set every random generator as the start of each replay has it."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
-    torch.manual_seed(seed)
+    if _has_devices():
+        torch.manual_seed(seed)
+    else:  # `manual_seed` takes longer than a small model's forward to tell devices that are absent
+        torch.default_generator.manual_seed(seed)

@@ -90,6 +90,8 @@ class PrecisionRewriting(OwnMode):
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Cast what an op only reads; a copy of what it looks at or writes to will not do."""
+        if all(map(self._fits, args)) and all(map(self._fits, kwargs.values())):
+            return args, kwargs  # the common case: everything is in the precision already
         arguments = func._schema.arguments  # noqa: SLF001 - its public name
         values = {**{a.name: v for a, v in zip(arguments, args, strict=False)}, **kwargs}
         aliased = {a.name for a in arguments if a.alias_info is not None}
@@ -102,6 +104,11 @@ class PrecisionRewriting(OwnMode):
         }
         names = [a.name for a in arguments[: len(args)]]
         return tuple(cast[name] for name in names), {name: cast[name] for name in kwargs}
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            return dtype_under(value.dtype, self.real) == value.dtype
+        return not isinstance(value, list | tuple) or all(map(self._fits, value))
 
     def _cast(self, tensor: Tensor) -> Tensor:
         wanted = dtype_under(tensor.dtype, self.real)

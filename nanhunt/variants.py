@@ -80,16 +80,17 @@ class Execution:
 
 
 @contextlib.contextmanager
-def beneath(*, record: bool = False) -> Iterator[Execution]:
+def beneath(*, record: bool = False, half: bool = True) -> Iterator[Execution]:
     """Prepare what stands below the recorder, so that it sees ops as the step asked them.
 
-    A recorder executes the emulation itself: one mode costs half of two. Compiled code runs
-    eagerly, or the compiler would trace the modes.
+    A recorder executes the emulation itself: one mode costs half of two. Without `half` there is
+    none: where everything is upcast, nothing is left to emulate. Compiled code runs eagerly, or the
+    compiler would trace the modes.
     """
     execution = Execution(HalfEmulation())
-    # Always there: FP16 may come from the variant or from the subject's own autocast.
-    half = contextlib.nullcontext() if record else execution.half
-    with compiled_code_run_eagerly(), carried_into_threads(), half:
+    # FP16 may come from the variant or from the subject's own autocast.
+    emulation = execution.half if half and not record else contextlib.nullcontext()
+    with compiled_code_run_eagerly(), carried_into_threads(), emulation:
         yield execution
 
 

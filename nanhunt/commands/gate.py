@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nanhunt.commands.screen import check_folder, progress, wide_console
+from nanhunt.commands.outputs import check_files
+from nanhunt.commands.screen import progress, wide_console
 from nanhunt.errors import StoreError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def gate(
     """
     wanted = {"json": json, "junit": junit, "sarif": sarif, "markdown": markdown}
     files = {form: path.absolute() for form, path in wanted.items() if path is not None}
-    for form, path in files.items():
-        check_folder(f"--{form}", path)
+    check_files(**files)
     from nanhunt.gate import find_policy
 
     policy = find_policy(config)

@@ -100,8 +100,9 @@ class Investigation:
     def run(self, each: Variant, *, listed: bool = True) -> Replay:
         """Replay one variant and name its culprit."""
         self.progress(_title(each))
-        # What each module did is told of the step as given; elsewhere it only costs.
-        scope = Scope(modules=True, shapes=self.shapes) if each == NATIVE else Scope()
+        # What each module did is told of every precision; without a term it only costs.
+        is_whole = not each.without
+        scope = Scope(modules=is_whole, shapes=self.shapes and each == NATIVE)
         return self._named(replay(self.subject, self.batch, each, scope=scope), listed=listed)
 
     def _named(self, done: Replay, *, listed: bool = True) -> Replay:
@@ -117,6 +118,9 @@ class Investigation:
                     done.run, culprit=first.op, culprit_dtype=first.dtype, culprit_line=line
                 ),
             )
+        if done.trace is not None and done.variant != NATIVE and not done.variant.without:
+            facts = analysis.summarise_modules(done.trace)
+            done = replace(done, run=replace(done.run, modules=facts))
         if listed:
             self.runs.append(done.run)
         return done

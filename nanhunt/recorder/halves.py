@@ -32,6 +32,7 @@ class LossHalves:
     def __init__(self, model: nn.Module) -> None:
         self.ops = 0
         self._modules = {id(module) for module in model.modules()}
+        self._seen: dict[Place, bool] = {}
         self._found: Counter[tuple[str, str, Place]] = Counter()
 
     def __call__(self, func: Any, output: Any) -> None:
@@ -41,12 +42,15 @@ class LossHalves:
         first = output[0] if isinstance(output, tuple | list) and output else output
         if not isinstance(first, Tensor) or not (first.is_floating_point() or first.is_complex()):
             return
+        if first.dtype not in _HALVES:
+            self.ops += self._is_of_loss()
+            return
         place = self._place()
         if place is None:
             return
         self.ops += 1
         name = func._schema.name  # noqa: SLF001 - its public name
-        if first.dtype in _HALVES and name not in _MOVING and not op_info(func).is_view:
+        if name not in _MOVING and not op_info(func).is_view:
             self._found[name, str(first.dtype).removeprefix("torch."), place] += 1
 
     def found(self) -> tuple[HalfOp, ...]:
@@ -56,9 +60,31 @@ class LossHalves:
             for (name, dtype, place), times in self._found.items()
         )
 
+    def _is_of_loss(self) -> bool:
+        """Whether an op that is only counted is one of the loss, looked up once per line.
+
+        A line that the model and the loss share counts as what it first was.
+        """
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as in `frames`
+        while frame is not None:
+            kind = kind_of(frame.f_code.co_filename)
+            if kind == BOUNDARY:
+                return False
+            if kind == USER:
+                spot = frame.f_code, frame.f_lasti
+                known = self._seen.get(spot)
+                if known is None:
+                    known = self._seen[spot] = self._place_from(frame) is not None
+                return known
+            frame = frame.f_back
+        return False
+
     def _place(self) -> Place | None:
         """The innermost line of the user under which an op runs; None inside the model."""
-        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as in `frames`
+        return self._place_from(sys._getframe(2))  # noqa: SLF001 - as in `frames`
+
+    def _place_from(self, frame: FrameType | None) -> Place | None:
+        """The same, asked from a frame on."""
         place: Place | None = None
         while frame is not None:
             code = frame.f_code

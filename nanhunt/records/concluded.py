@@ -76,6 +76,26 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleFacts:
+    """What one module did in a replay, over all its calls.
+
+    `forward` and `backward` count its ops by dtype. `largest` and `rms` are the largest magnitude
+    and the root mean square of the finite elements of its outputs, `gradient` the norm of the
+    gradient that arrives at them (None where none was seen); `nonfinite_out` and
+    `nonfinite_gradient` count elements.
+    """
+
+    module: str
+    forward: tuple[tuple[str, int], ...] = ()
+    backward: tuple[tuple[str, int], ...] = ()
+    largest: float | None = None
+    rms: float | None = None
+    gradient: float | None = None
+    nonfinite_out: int = 0
+    nonfinite_gradient: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One replay in one line: the variant, what was ablated, and what came out.
 
@@ -83,7 +103,8 @@ class Run:
     run and `culprit_dtype` the dtype in which that op really ran. `stepped` is whether parameters
     were looked at after an optimizer step, `without_gradient` names the trainable parameters that
     got none. `loss_ops` counts the ops of the loss, outside of the model, and `half_ops` are those
-    that returned half precision (both None: not watched).
+    that returned half precision (both None: not watched). `modules` tells what each module did in
+    a variant that was recorded; that of the native run is `Report.modules`.
     """
 
     variant: str
@@ -104,6 +125,7 @@ class Run:
     without_gradient: tuple[str, ...] = ()
     loss_ops: int | None = None
     half_ops: tuple[HalfOp, ...] | None = None
+    modules: tuple[ModuleFacts, ...] = ()
 
     @property
     def nonfinite(self) -> int:
@@ -237,26 +259,6 @@ class Trial:
             and (changed is None or changed <= self.loss_tolerance)
             and (self.gradient_error is None or self.gradient_error <= self.gradient_tolerance)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleFacts:
-    """What one module did in the native replay, over all its calls.
-
-    `forward` and `backward` count its ops by dtype. `largest` and `rms` are the largest magnitude
-    and the root mean square of the finite elements of its outputs, `gradient` the norm of the
-    gradient that arrives at them (None where none was seen); `nonfinite_out` and
-    `nonfinite_gradient` count elements.
-    """
-
-    module: str
-    forward: tuple[tuple[str, int], ...] = ()
-    backward: tuple[tuple[str, int], ...] = ()
-    largest: float | None = None
-    rms: float | None = None
-    gradient: float | None = None
-    nonfinite_out: int = 0
-    nonfinite_gradient: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ terms, `ends` measures before and after. `course` takes several steps in a row, 
 """
 
 from nanhunt.replay.course import Course, take_steps
+from nanhunt.replay.drive import EMULATED
 from nanhunt.replay.step import (
     INITIAL_SCALE,
     Change,
@@ -16,6 +17,7 @@ from nanhunt.replay.step import (
 )
 
 __all__ = [
+    "EMULATED",
     "INITIAL_SCALE",
     "Change",
     "Course",

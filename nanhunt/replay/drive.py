@@ -32,6 +32,7 @@ from nanhunt.subject import Subject, splatted
 from nanhunt.variants import Execution, Variant, above, cast_batch
 
 Station: TypeAlias = Literal["loss", "grads", "step"]
+EMULATED = "fp16 (emulated accumulation)"  # the note of a run in which a product was
 STATIONS: tuple[Station, ...] = ("loss", "grads", "step")
 
 
@@ -53,16 +54,19 @@ class Drive:
         self.weights: dict[str, float] = {}
         self.digest = ""
         self.unscaled = ""
-        self.is_digested = True
         self.keeps_gradients = False
+        self.makes_digest = True
+        self.is_recorded = False
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
         self.has_stepped = False
+        self.loss_at: int | None = None
         self._objective: Objective | None = None
         self._loss: Tensor | None = None
 
     def run(self, batch: Any, recorder: Recorder | None) -> None:
         """Take the step; a recorder must be recording already."""
+        self.is_recorded = recorder is not None
         with unrecorded():
             self.batch = cast_batch(self.variant, batch)
         for name in self.variant.without:
@@ -124,7 +128,8 @@ class Drive:
         """Note the terms of a loss, and who owns which node."""
         objective = read_objective(value, self.variant, self.subject.live_weights())
         self._objective = objective
-        for number, names in term_owners(objective.terms).items():
+        # Who owns a node is asked of the events only.
+        for number, names in term_owners(objective.terms if self.is_recorded else {}).items():
             known = self.owners.get(number, ())
             self.owners[number] = (*known, *(name for name in names if name not in known))
         return objective
@@ -140,12 +145,13 @@ class Drive:
             self._loss = loss.detach()
             if recorder:
                 self.outputs = measure_outputs(recorder)
+                self.loss_at = recorder.position if self.loss_at is None else self.loss_at
             self.sinks.append(read_sink("loss", "loss", loss, recorder, order=order))
         elif station == "grads":
             self.groups, sinks = measure_gradients(self.subject, recorder, order)
             self.sinks.extend(sinks)
             self.missing = without_gradient(self.subject.model)
-            if self._loss is not None and self.is_digested:
+            if self._loss is not None and self.makes_digest:
                 self.digest += fingerprint(self._loss, self.subject.model)
                 if self.keeps_gradients and self.scale != 1.0:
                     model = self.subject.model
@@ -215,7 +221,7 @@ class Drive:
         """The line of the report."""
         notes = list(self.notes)
         if self.execution.half.used:
-            notes.append("fp16 (emulated accumulation)")
+            notes.append(EMULATED)
         if self.variant.net_only and not self.execution.root_forwards:
             notes.append("the root module was not called as a whole: autocast had no effect")
         # Whether a step of its own has unscaled its gradients by then is not known.
@@ -241,7 +247,7 @@ class Drive:
         """The line of the report, and everything recorded."""
         events = recorder.events() if recorder else ()
         terms = self._objective.terms if self._objective else {}
-        counted = count_ops(terms, self.owners, events)
+        counted = count_ops(terms, self.owners, events, loss_at=self.loss_at or 0)
         run = self.line(counted, len(events))
         if recorder is None:
             return run, None

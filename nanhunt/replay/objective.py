@@ -124,16 +124,25 @@ def reachable_nodes(starts: Iterable[Any]) -> Iterator[Any]:
 
 
 def count_ops(
-    terms: Mapping[str, Tensor], owners: Mapping[int, tuple[str, ...]], events: Sequence[OpEvent]
+    terms: Mapping[str, Tensor],
+    owners: Mapping[int, tuple[str, ...]],
+    events: Sequence[OpEvent],
+    *,
+    loss_at: int = 0,
 ) -> tuple[Term, ...]:
-    """Each term with the number of ops that belong to it alone."""
+    """Each term with the number of ops that belong to it alone.
+
+    A gradient that is taken before the loss is there, at event `loss_at`, is part of the forward: a
+    penalty on gradients differentiates it.
+    """
     forward = dict.fromkeys(terms, 0)
     backward = dict.fromkeys(terms, 0)
     for event in events:
         number = event.made if event.number is None else event.number
         owner = owners.get(number, ()) if number is not None else ()
         if len(owner) == 1:
-            (forward if event.phase == "forward" else backward)[owner[0]] += 1
+            is_forward = event.phase == "forward" or event.index < loss_at
+            (forward if is_forward else backward)[owner[0]] += 1
     return tuple(
         Term(name, float(term.detach()), term.requires_grad, forward[name], backward[name])
         for name, term in terms.items()

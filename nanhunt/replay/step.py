@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,13 +38,19 @@ class Change:
     `applied` is entered around the step, with all that it does to the subject put back afterwards.
     The loss is multiplied by `scale` before the backward and the gradients are divided by it again.
     With `gradients` they are kept, and with `halves` the ops of the loss are watched for half
-    precision; neither changes anything.
+    precision; neither changes anything. Without `digest` there is no fingerprint. With
+    `fitting` the search for a loss scale starts there and ends at the first that fits, where else
+    the largest one from `INITIAL_SCALE` down is sought. Without `emulated` FP16 products on a CPU
+    are left to torch, which is right for a step that has none.
     """
 
     applied: Callable[[Subject], contextlib.AbstractContextManager[object]] = _nothing
     scale: float | None = None
     gradients: bool = False
     halves: bool = False
+    digest: bool = True
+    fitting: float | None = None
+    emulated: bool = True
 
     @property
     def is_none(self) -> bool:
@@ -70,8 +76,8 @@ class Replay:
     """What one replay gave: its line in the report, its trace if recorded, and its bits.
 
     `fingerprint` digests loss and gradients bit by bit; two replays of a deterministic step agree.
-    It is taken of the step as given alone: nothing else is compared to the bit. `unscaled` does so
-    with the gradients divided by the scale of the loss, where both were asked for and there is one.
+    `unscaled` does so with the gradients divided by the scale of the loss, where both were asked
+    for and there is one.
     `weights` are those that the live objective held while the step ran, `kept` the tensors of
     a replay that was to keep them, `gradients` those of the parameters by name, and `captured` the
     operands of the ops that it was to capture.
@@ -117,6 +123,8 @@ def replay(
     """
     start = time.perf_counter()
     scale = change.scale or _first_scale(subject, variant)
+    if variant.scaled and change.fitting is not None:
+        scale = max(min(scale, change.fitting), 1.0)
     # Under a scale, recording waits until the scale is known at which there is something to see.
     attempt = _Attempt(subject, batch, variant, change, capture)
     done = attempt(scope if scale <= 1.0 else None, scale)
@@ -156,6 +164,12 @@ def _fit_scale(attempt: "_Attempt", scope: Scope | None, *, failed: Replay) -> R
 
     The search assumes that what overflows at one scale overflows at every larger one.
     """
+    if attempt.change.fitting is not None:
+        for scale in _descending(failed.run.scale or 1.0):
+            tried = attempt(None, scale)
+            if tried.run.is_finite:
+                note = f"gradients overflow at loss scale {failed.run.scale:g}; {scale:g} fits"
+                return replace(tried, run=replace(tried.run, notes=(*tried.run.notes, note)))
     lowest = attempt(scope, 1.0)
     if not lowest.run.is_finite:
         note = f"non-finite at loss scale {failed.run.scale:g} and still at 1"
@@ -173,6 +187,14 @@ def _fit_scale(attempt: "_Attempt", scope: Scope | None, *, failed: Replay) -> R
     return replace(best, run=replace(best.run, notes=(*best.run.notes, note)))
 
 
+def _descending(scale: float) -> Iterator[float]:
+    """Smaller scales above 1, in steps that grow: what a scaler skips to is mostly near."""
+    factor = 4.0
+    while scale / factor > 1.0:
+        scale, factor = scale / factor, factor * factor
+        yield scale
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One step of one variant at one loss scale; everything is put back."""
@@ -186,12 +208,14 @@ class _Attempt:
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
         subject, variant = self.subject, self.variant
         try:
-            with preserved(subject), beneath(record=bool(scope)) as execution, torch.enable_grad():
+            is_emulated = self.change.emulated and variant.precision is None
+            below = beneath(record=bool(scope), half=is_emulated)
+            with preserved(subject), below as execution, torch.enable_grad():
                 subject.set_generators()
                 set_scale(subject, scale)
                 drive = Drive(subject, variant, execution, scale)
-                drive.is_digested = variant == NATIVE and self.change.is_none
                 drive.keeps_gradients = self.change.gradients
+                drive.makes_digest = self.change.digest
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
                 recorder = Recorder(execute, scope) if scope else None

@@ -22,7 +22,10 @@ def check_format(path: Path) -> None:
         from importlib.util import find_spec
 
         if find_spec("pyarrow") is None:
-            raise UsageError(f"--events {path}: writing Parquet needs pyarrow; use .csv, or add it")
+            raise UsageError(
+                f"--events {path}: writing Parquet needs pyarrow; use .csv, or "
+                "pip install 'nanhunt[parquet]'"
+            )
 
 
 def tabulate(trace: Trace) -> "pd.DataFrame":

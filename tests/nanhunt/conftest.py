@@ -23,6 +23,12 @@ VERSIONS = (("nanhunt", "0.1.0"), ("torch", "2.13.0+cpu"), ("python", "3.11.9"))
 NAN, INF = math.nan, math.inf
 
 
+@pytest.fixture(autouse=True)
+def unset_columns(monkeypatch):
+    """The width of the terminal that runs the tests is no part of them."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def groups(backbone, head, *, nonfinite=(0, 0)):
     """The gradients of the two groups of the incident's model."""
     return (Group("backbone", backbone, nonfinite[0], 79), Group("head", head, nonfinite[1], 6))

@@ -11,6 +11,8 @@ import pytest
 
 from nanhunt import cli, loading, store
 from nanhunt.causes import CAUSES, causes_of
+from nanhunt.commands.screen import check_folder, wide_console
+from nanhunt.errors import UsageError
 
 PLANT = """
 import sys
@@ -457,6 +459,10 @@ REFUSALS = [
     ),
     (replay("healthy", "--json", "."), "--json . is a folder; name a file in it"),
     (
+        replay("healthy", "--html", os.devnull),
+        f"--html {os.devnull} is not a regular file; name another one",
+    ),
+    (
         replay("healthy", "--device", "cuda"),
         "--device cuda: torch sees no CUDA device here; use cpu",
     ),
@@ -645,3 +651,19 @@ def test_module_is_the_command(folder):
     code, out, err = shell("-m", "nanhunt", *replay("exits"))
     assert (code, out) == (2, "")
     assert err.startswith("nanhunt: the factory plant.py:exits raised SystemExit: 0")
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), (None, 100), ("wide", 100)])
+def test_piped_output_is_as_wide_as_columns_says(monkeypatch, columns, width):
+    """Where nobody looks on, `COLUMNS` decides; without it, or with nonsense, 100."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert wide_console().width == width
+
+
+def test_file_in_a_folder_that_takes_none(monkeypatch, tmp_path):
+    """A folder that is not writable is refused before the work; root may write everywhere."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="is not writable; name another one"):
+        check_folder("--json", tmp_path / "r.json")

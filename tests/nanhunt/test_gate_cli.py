@@ -296,3 +296,11 @@ def test_diff_follows_a_line(run, incident_report):
     assert "losses.py:214" in out
     assert "losses.py:220" in out
     assert len(out.splitlines()) <= 4
+
+
+def test_two_forms_need_two_files(run):
+    """Before the work: one file cannot hold two forms."""
+    configure("plant.py:healthy")
+    code, out, err = run("gate", "--sarif", "out", "--junit", "out")
+    assert (code, out) == (2, "")
+    assert err.startswith("nanhunt: --junit and --sarif both name ")

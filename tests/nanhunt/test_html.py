@@ -20,6 +20,7 @@ from nanhunt.errors import StoreError
 from nanhunt.records import Answer, ModuleFacts, Pace, Trial
 from nanhunt.report import html, verdict
 from nanhunt.report.html.heat import heat_map
+from nanhunt.report.html.sizes import compare_modules
 
 ROOT = Path(__file__).parents[2]
 CLOSED = {"verdict", "phase", "mode", "answer", "variant"}  # fields with a fixed set of words
@@ -243,6 +244,44 @@ def test_heat_map_has_every_replay(unexplained_report, incident_report):
     assert kinds == {"nonfinite", "finite", "missing", "raised"}
 
 
+@pytest.fixture
+def compared_report(full_report):
+    """A report whose variant in half precision overflows in one module and shrinks in another."""
+    rows = (
+        ModuleFacts("(model)", largest=1.25, gradient=math.nan, nonfinite_gradient=9),
+        ModuleFacts("head", largest=65504.0, nonfinite_out=2, gradient=1e-7),
+        ModuleFacts("other", (("float16", 7),), largest=3.0),
+    )
+    native = replace(full_report.modules[1], largest=9.0, gradient=1e-3)
+    facts = (full_report.modules[0], native, full_report.modules[2])
+    half = replace(full_report.runs[-1], variant="amp-fp16", ablated=(), modules=rows)
+    return replace(full_report, modules=facts, runs=(*full_report.runs, half))
+
+
+def test_modules_beside_the_variants(compared_report):
+    """Sizes that are not finite, or far from the native ones, are marked; what is absent is not."""
+    found = compare_modules(compared_report)
+    assert found.variants == ("native", "amp-fp16")
+    marks = {name: [size for row in both for size in row] for name, *both in found.rows}
+    assert marks["(model)"] == [("1.2", ""), ("1.25", ""), ("nan", "bad"), ("nan", "bad")]
+    assert marks["head"][:2] == [("9", ""), ("6.55e+04 ✕", "bad")]
+    assert [size.shade for size in marks["head"][2:]] == ["", "odd"]
+    assert marks["other"] == [("–", ""), ("3", ""), ("–", ""), ("–", "")]
+    page = Page(html.render(compared_report)).text
+    assert "Modules × variants" in page
+    assert "Dtypes under amp-fp16" in page
+    assert "7 f16" in page
+
+
+def test_deep_modules_are_left_out_of_the_comparison(compared_report):
+    """Of many modules the outer ones are compared, and the page says how many are left out."""
+    deep = tuple(ModuleFacts(f"blocks.{i}.mlp", largest=1.0) for i in range(300))
+    outer = tuple(ModuleFacts(f"blocks.{i}", largest=1.0) for i in range(50))
+    report = replace(compared_report, modules=(ModuleFacts("(model)"), *outer, *deep))
+    assert compare_modules(report).left_out == 300
+    assert "300 inner modules are left out" in Page(html.render(report)).text
+
+
 def test_one_replay_is_no_map(healthy_report):
     """A single replay has nothing to be set beside."""
     assert heat_map(replace(healthy_report, runs=healthy_report.runs[:1], ablations=())) is None
@@ -340,6 +379,8 @@ def browse(tmp_path):
         done = subprocess.run(
             [
                 BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                "--disable-quic", "--no-first-run", "--disable-background-networking",
+                "--disable-component-update", "--disable-sync",
                 f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0",
                 "--dump-dom", (tmp_path / "page.html").as_uri(),
             ],

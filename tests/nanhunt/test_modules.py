@@ -83,6 +83,13 @@ def test_ops_are_counted_by_dtype(failing):
     assert dict(rows["first"].backward)["float32"] >= 1
 
 
+def test_variants_tell_their_modules_too(failing):
+    """Under autocast the same modules run in half precision; the native ones are the report's."""
+    native, amp = failing[0].runs
+    assert native.modules == ()
+    assert "bfloat16" in dict({row.module: row for row in amp.modules}["first"].forward)
+
+
 @pytest.mark.parametrize("form", ["modules", "terminal"])
 def test_both_forms_show_the_modules(failing, form):
     """The form `modules` has all rows, the terminal report those around the culprit."""

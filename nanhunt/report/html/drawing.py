@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from rich.cells import cell_len
 
 from nanhunt.records import Finding, ModuleFacts, Pace, Step
+from nanhunt.report.html.sizes import outer_modules
 from nanhunt.report.layout import clean, short
 from nanhunt.report.verdict import stations
 
@@ -186,7 +187,7 @@ ROW, HEAD, FOOT, NAMES = 15.0, 24.0, 26.0, 240.0
 
 def modules(facts: Sequence[ModuleFacts], name: str) -> Markup | None:
     """Per module the largest output, its root mean square, and the gradient that arrives."""
-    rows = _drawn_modules(facts)
+    rows = outer_modules(facts, ROWS)
     if not rows:
         return None
     height, width = HEAD + FOOT + ROW * len(rows), 660.0
@@ -208,16 +209,6 @@ def modules(facts: Sequence[ModuleFacts], name: str) -> Markup | None:
         for panel in panels:
             _finish(panel.xaxis, is_empty=not panel.collections)
     return _drawn(figure, name, "Size of outputs and of arriving gradients per module")
-
-
-def _drawn_modules(facts: Sequence[ModuleFacts]) -> list[ModuleFacts]:
-    """The modules down to the depth at which they are not too many."""
-    depths = sorted({row.module.count(".") for row in facts}, reverse=True)
-    for depth in depths:
-        rows = [row for row in facts if row.module.count(".") <= depth]
-        if len(rows) <= ROWS:
-            return rows
-    return list(facts[:ROWS])
 
 
 def _panel(figure: Figure, box: tuple[float, float, float, float], title: str, rows: int) -> Any:

@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.text import Text
 
 from nanhunt.places import code_of
-from nanhunt.records import Finding, Report, Trial
+from nanhunt.records import Finding, ModuleFacts, Report, Trial
 from nanhunt.report import tables, trials, verdict
 from nanhunt.report.html.heat import heat_map
 from nanhunt.report.html.markup import change, code, marked, safe
+from nanhunt.report.html.sizes import compare_modules
 from nanhunt.report.layout import Grid, Sheet, number, short
 from nanhunt.report.modules import module_table, short_dtype
 from nanhunt.report.repro import sentence
 
 REACH = 6  # lines of code shown above and below the culprit's
 MODULES = 2000  # rows of the table of modules
+FLOWS = 200  # rows of the table of each other variant
 WIDE = 100_000  # letters: nothing is left out of a table for want of room
 _NO_DRAWINGS = "drawings: they need matplotlib (pip install 'nanhunt[html]')"
 
@@ -45,7 +47,9 @@ def render(report: Report) -> str:
         repro=sentence(report),
         heat=heat_map(report),
         tables=_tables(report),
-        modules=_modules(report),
+        modules=_modules(report.modules),
+        flows=[(run.variant, _modules(run.modules[:FLOWS])) for run in report.runs if run.modules],
+        compared=compare_modules(report),
         drawings=_drawings(report),
         facts=verdict.facts(report),
         replays=verdict.replays(report),
@@ -216,14 +220,14 @@ class _Module(NamedTuple):
     backward: list[tuple[str, str, int]]
 
 
-def _modules(report: Report) -> list[_Module]:
-    """The modules in the order in which the report has them."""
-    shown = report.modules[:MODULES]
+def _modules(facts: Sequence[ModuleFacts]) -> list[_Module]:
+    """The modules in the order in which they come."""
+    shown = facts[:MODULES]
     table = _table(module_table(shown))
     rows = table.rows if table is not None else []
     return [
-        _Module(cells[:5], _flow(facts.forward), _flow(facts.backward))
-        for cells, facts in zip(rows, shown, strict=True)
+        _Module(cells[:5], _flow(row.forward), _flow(row.backward))
+        for cells, row in zip(rows, shown, strict=True)
     ]
 
 
