@@ -60,8 +60,11 @@ def why_degenerate(c: Circumstance) -> str:
 def why_domain(c: Circumstance) -> str:
     """An argument outside the domain."""
     argument = c.operand("self")
+    function, whose = c.base, ""
+    if c.phase == "backward":
+        function, whose = c.formula, f"The backward of {c.base} takes a {c.formula}: "
     return (
-        f"{c.base} is real only for {DOMAINS[c.base]}; {elements(c)} of its argument "
+        f"{whose}{function} is real only for {DOMAINS[function]}; {elements(c)} of its argument "
         f"{verb(c, 'lie')} outside{quote(argument)}."
     )
 

@@ -209,8 +209,13 @@ class Flow:
             position=position,
             output=output,
             born=mask,
-            from_asked=bool(given.poisoned) and given.is_asked,
+            from_asked=given.is_asked and bool(given.poisoned or _literals(call)),
         )
+
+
+def _literals(call: Call) -> list[float]:
+    """The infinities and NaNs that are written down as plain numbers."""
+    return [value for _, value in call.numbers if value - value != 0.0]
 
 
 def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tensor | None:
@@ -221,7 +226,7 @@ def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tenso
     only a pointwise op can be told to have made another one beside it.
     """
     values = measurement.dense(output)
-    literals = [value for _, value in call.numbers if value - value != 0.0]
+    literals = _literals(call)
     if not literals and not given.poisoned:
         return measurement.nonfinite_mask(output)
     has_nan = given.has_nan or any(math.isnan(value) for value in literals)
