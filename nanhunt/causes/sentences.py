@@ -195,6 +195,8 @@ def why_empty(c: Circumstance) -> str:
 
 def why_normalised(c: Circumstance) -> str:
     """A normalisation of a constant without an eps."""
+    if c.base == "weight_norm_interface":
+        return "It divides by the norm of the weight, which is 0 here, and takes no eps."
     eps = dict(c.birth.scalars).get("eps", 0.0) if c.birth else 0.0
     return (
         f"{c.base} divides by the spread, which is 0 here, and eps = {eps:g} does not prevent it."

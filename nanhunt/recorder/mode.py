@@ -34,6 +34,8 @@ _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF0
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
 _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
+_infra_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode  # noqa: SLF001
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
 _unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa: SLF001
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
@@ -243,18 +245,19 @@ class Recorder(OwnMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if _infra_mode(_PROXY) is not None:  # `make_fx` would write our own questions down as well
+            return func(*args, **(kwargs or {}))
         info = INFOS.get(id(func)) or op_info(func)
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
         flow = self._flow
-        # Read before the op runs, which may overwrite what it reads.
-        given = shapes = None
+        given = None  # read before the op runs, which may overwrite what it reads
         if flow.poison or info.is_update:
             with self._lock:
                 given = flow.measure_inputs(inputs_of(args, kwargs), info)
-        if self._scope.shapes:
-            shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
+        read = inputs_of(args, kwargs) if self._scope.shapes else None
+        shapes = [(t.shape, t.dtype) for t in read] if read is not None else None
         if self._execute is None:
             returned = func(*args, **kwargs) if kwargs else func(*args)
         else:

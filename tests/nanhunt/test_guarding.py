@@ -10,6 +10,7 @@ import traceback
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import optimizer as optimizers
 from torch.utils.checkpoint import checkpoint
 
@@ -583,12 +584,34 @@ def test_what_cannot_be_decorated():
         ("stop is 'sink' or 'birth'; got 'op'", {"stop": "op"}),
         ("on_culprit takes a function; got str", {"on_culprit": "print"}),
         ("allow takes modules, .*; got int", {"allow": [7]}),
+        ("allow takes modules, .*; got int", {"allow": 3}),
+        (
+            "allow names 'bdoy', which is no op of torch and no module of Net; .* with body, head",
+            {"model": Net(), "allow": ["log", "aten::sqrt", "Net.head", "bdoy"]},
+        ),
+        ("no module of Linear; it has no modules", {"model": nn.Linear(1, 1), "allow": "lgo"}),
     ],
 )
 def test_arguments_that_mean_nothing(words, arguments):
     """One sentence each."""
     with pytest.raises(UsageError, match=words):
         nanhunt.detect(**arguments)
+
+
+def test_a_name_that_may_be_known_later_is_taken():
+    """Without a model any word may be the path of a module that is called in the block."""
+    assert nanhunt.detect(allow="bdoy")
+    assert nanhunt.detect(Net(), allow=["custom:Later", "Net", "body", "log_softmax"])
+
+
+def test_a_program_that_is_traced():
+    """What the recorder asks of the values is no part of the program that `make_fx` writes down."""
+    net = Net()
+    with caught() as error, nanhunt.detect():
+        graph = make_fx(lambda x: x.sin() * 2)(torch.ones(3))
+        net(torch.ones(2, 4)).sub(1e9).log().sum().backward()
+    assert [node.name for node in graph.graph.nodes] == ["x_1", "sin", "mul", "output"]
+    assert error[0].report.culprits[0].op == "aten::log"
 
 
 def test_the_inner_block_counts():
