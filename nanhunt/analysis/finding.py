@@ -82,6 +82,7 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
     sink = stop.state or Sink("captured", "a tensor", trace.sinks[0].facts)
     kinds = {"batch": "input", "optimizer": "optimizer state", "captured": "input"}
     where = f"first at index {list(sink.where)}" if sink.where else "it is a single number"
+    before = "backward" if sink.kind == "gradient" else "step"
     op = kinds.get(sink.kind, sink.kind)
     circumstance = Circumstance("data", op, None, "", "", None, is_unwritten=sink.is_unwritten)
     cause = known_cause(circumstance)
@@ -92,7 +93,10 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
         cause=cause.slug if cause else None,
         dtype=sink.facts.dtype,
         evidence=(
-            f"{sink.name} {list(sink.facts.shape)} holds {_counts(sink)} before the step, {where}",
+            (
+                f"{sink.name} {list(sink.facts.shape)} holds {_counts(sink)} before the {before}, "
+                f"{where}"
+            ),
         ),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),

@@ -182,6 +182,16 @@ def why_growth(c: Circumstance) -> str:
     )
 
 
+def why_given(c: Circumstance) -> str:
+    """It was there before."""
+    if c.op == "gradient":
+        return (
+            "The gradient was there before the backward began: an earlier one left it in .grad and "
+            "nobody zeroed it, or it was handed to backward()."
+        )
+    return "The value was there before the step began; no operation of the step made it."
+
+
 def why_empty(c: Circumstance) -> str:
     """Too few elements."""
     of = c.operand("self", "input")

@@ -36,6 +36,7 @@ from nanhunt.causes.sentences import (
     why_domain,
     why_empty,
     why_exp,
+    why_given,
     why_growth,
     why_guard,
     why_low,
@@ -82,11 +83,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "bad_data",
         "A tensor was non-finite before the step",
-        "An input, a buffer or a parameter holds NaN or an infinity when the step starts, so "
+        "An input, a buffer, a parameter or a gradient that was left in `.grad` or is handed to "
+        "backward() holds NaN or an infinity when the step starts, so "
         "every operation that reads it passes it on. Look at where the tensor was made: the "
         "data, the checkpoint, an earlier step.",
         lambda c: c.phase == "data",
-        fixed("The value was there before the step began; no operation of the step made it."),
+        why_given,
         ("validate_batch",),
     ),
     Cause(

@@ -60,13 +60,15 @@ class Flow:
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it.
 
-        One that a recorded op left so, in a step before, is known already.
+        One that a recorded op left so, in a step before, is known already, unless the sink itself
+        says who did: it is handed to a backward.
         """
         known = self.poison.get(storage_key(tensor))
-        if known is not None and not _is_gone(known):
+        if known is not None and not _is_gone(known) and not sink.last:
             return
         if asked is None:
-            asked = _looks_like_a_mask(tensor, sink.facts)
+            is_gradient = sink.kind == "gradient"  # which is no mask
+            asked = not is_gradient and _looks_like_a_mask(tensor, sink.facts)
         part = Part(-1 - len(self.state), asked, region_of(tensor))
         self.poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
         self.state.append(replace(sink, asked=asked))

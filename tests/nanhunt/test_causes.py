@@ -582,6 +582,19 @@ CASES = [
         ),
     ),
     (
+        case("data", "gradient"),
+        "bad_data",
+        (
+            "The gradient was there before the backward began: an earlier one left it in .grad and "
+            "nobody zeroed it, or it was handed to backward()."
+        ),
+    ),
+    (
+        case("forward", "aten::_weight_norm_interface", born=birth("nan")),
+        "zero_denominator_forward",
+        "It divides by the norm of the weight, which is 0 here, and takes no eps.",
+    ),
+    (
         case("forward", "aten::mul", born=birth("nan", from_asked=True)),
         "inf_minus_inf_or_zero_times_inf",
         "An infinity that was let stand meets 0 or another infinity here, which is NaN.",

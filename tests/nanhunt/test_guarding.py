@@ -604,6 +604,48 @@ def test_a_name_that_may_be_known_later_is_taken():
     assert nanhunt.detect(Net(), allow=["custom:Later", "Net", "body", "log_softmax"])
 
 
+GIVEN = {
+    "as_an_argument": lambda y: y.backward(gradient=NOTHING),
+    "to_the_function": lambda y: torch.autograd.backward([y * 1, y], [torch.ones(2), NOTHING]),
+}
+NOTHING = torch.full((2,), NAN)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_gradient_that_is_handed_over(name):
+    """It is what the backward was given, and no op that it comes through."""
+    with caught() as error, nanhunt.detect():
+        GIVEN[name](leaf(1.0, 2.0).exp().tanh())
+    first = error[0].report.culprits[0]
+    assert (first.phase, first.op, first.where) == ("data", "gradient", "the gradient given")
+    assert first.cause == "bad_data"
+    with nanhunt.detect():
+        leaf(1.0, 2.0).exp().backward(gradient=torch.ones(2))
+
+
+def test_a_gradient_that_was_computed_and_handed_over():
+    """The op that computed it is at fault."""
+    with caught() as error, nanhunt.detect():
+        y = leaf(1.0, 2.0).exp()
+        y.backward(gradient=torch.zeros(2).log())
+    assert culprit(error[0]) == ("aten::log", inspect.currentframe().f_lineno - 1)
+
+
+def test_a_gradient_that_was_left_by_an_earlier_backward():
+    """What is added to it is finite."""
+    net = Net()
+    net.head.weight.grad = torch.full_like(net.head.weight, NAN)
+    for model in (net, None):
+        with caught() as error, nanhunt.detect(model):
+            net(torch.ones(2, 4)).backward()
+        first = error[0].report.culprits[0]
+        assert (first.phase, first.op, first.cause) == ("data", "gradient", "bad_data")
+        assert first.where == ("head.weight.grad" if model else "Net.head.weight.grad")
+    with nanhunt.detect(net):
+        net.zero_grad()
+        net(torch.ones(2, 4)).backward()
+
+
 def test_a_program_that_is_traced():
     """What the recorder asks of the values is no part of the program that `make_fx` writes down."""
     net = Net()

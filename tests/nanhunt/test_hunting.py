@@ -526,6 +526,25 @@ def test_unknown_names_are_refused():
         hunt((Scale(), (X,), lambda m, x: m(x).sum()), precisions=["fp7"])
 
 
+def test_a_gradient_from_before_is_data():
+    """A step of the subject's own that does not zero adds to what an earlier one has left."""
+    model = Scale()
+    model.weight.grad = torch.full((3,), NAN)
+
+    def step(m, batch, loss_fn, _optimizer, _scaler, _step):
+        loss = loss_fn(m, *batch)
+        yield "loss", loss
+        loss.backward()
+        yield "grads", loss
+
+    (found,) = find(lambda m, x: m(x).sum(), model=model, train_step=step).culprits
+    assert (found.phase, found.op, found.where) == ("data", "gradient", "weight.grad")
+    assert found.evidence == (
+        "weight.grad [3] holds 3 NaN before the backward, first at index [0]",
+    )
+    assert find(lambda m, x: m(x).sum(), model=model).verdict == "healthy"
+
+
 @pytest.mark.parametrize(
     ("others", "error", "sentence"),
     [
