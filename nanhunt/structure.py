@@ -83,11 +83,15 @@ def _picked(tensor: Tensor, indices: Sequence[int]) -> Tensor:
     A compressed sparse tensor is taken apart for that and put together again.
     """
     if tensor.is_nested:
-        parts = tensor.unbind()
-        return torch.nested.as_nested_tensor([parts[i] for i in indices], layout=tensor.layout)
+        parts = [tensor.unbind()[i] for i in indices]
+        nested: Tensor = torch.nested.as_nested_tensor(parts, layout=tensor.layout)
+        return nested
     if tensor.layout is torch.strided:
-        is_range = isinstance(indices, range) and indices.step == 1
-        return tensor[indices.start : indices.stop] if is_range else tensor[list(indices)]
+        if isinstance(indices, range) and indices.step == 1:
+            return tensor[indices.start : indices.stop]
+        return tensor[list(indices)]
     chosen = torch.tensor(list(indices), device=tensor.device)
     picked = tensor.to_sparse_coo().index_select(0, chosen)
-    return picked if tensor.layout is torch.sparse_coo else picked.to_sparse(layout=tensor.layout)
+    is_compressed = tensor.layout is not torch.sparse_coo
+    cut: Tensor = picked.to_sparse(layout=tensor.layout) if is_compressed else picked
+    return cut

@@ -34,11 +34,15 @@ class Suspect:
 
     @property
     def call(self) -> OpEvent | None:
-        """The op that the user called: the one behind a backward, but not behind a custom one."""
+        """The op that the user called: the one behind a backward, unless the user wrote that.
+
+        Their own lines run in the backward of a custom Function and in a hook.
+        """
         if not self.events:
             return None
-        is_own = self.finding.op.startswith("custom:")
-        return self.events[0] if is_own or self.origin is None else self.origin
+        event = self.events[0]
+        is_own = self.finding.node is not None and event.frame is not None
+        return event if is_own or self.origin is None else self.origin
 
 
 def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect, ...]:

@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,8 +21,10 @@ class Allowed:
     """Modules (or their paths), ops (`"log"`, `"aten::log"`) and call sites (`"train.py:31"`)."""
 
     def __init__(self, given: Allowable | Iterable[Allowable]) -> None:
-        is_one = isinstance(given, str | nn.Module) or not isinstance(given, Iterable)
-        entries = (given,) if is_one else tuple(given)
+        # What is no list and nothing to allow either is refused with the other entries below.
+        entries: Any = given
+        if isinstance(given, str | nn.Module) or not isinstance(given, Iterable):
+            entries = (given,)
         self._words: list[str] = []
         self._sites: list[tuple[tuple[str, ...], int]] = []
         self._modules: set[int] = set()

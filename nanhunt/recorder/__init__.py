@@ -8,8 +8,7 @@ overlap.
 `captured` copies the operands of the few ops that are asked for.
 `threads` lets all this go on in the threads that a step starts, `eager` runs compiled code as it
 was written, `entries` makes the records.
-`halves` finds the ops of the loss that return half precision, without recording a step.
-`oblivion` lets go of what a block of many steps has left behind.
+`halves` finds the ops of the loss that return half precision, `oblivion` lets go of old events.
 Nothing here judges: what a birth means is decided in `analysis`.
 """
 
@@ -21,7 +20,7 @@ from nanhunt.recorder.frames import Place, call_path
 from nanhunt.recorder.halves import LossHalves
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder, Scope, unrecorded
-from nanhunt.recorder.threads import carried_into_threads
+from nanhunt.recorder.threads import acting_here, carried_into_threads
 
 __all__ = [
     "Captured",
@@ -31,6 +30,7 @@ __all__ = [
     "Place",
     "Recorder",
     "Scope",
+    "acting_here",
     "call_path",
     "carried_into_threads",
     "compiled_code_run_eagerly",

@@ -248,6 +248,8 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
             ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
         ),
     ),
+    # Its first operand is a rate, unless it is told that it is the logarithm of one.
+    (frozenset(["poisson_nll_loss"]), (("clamp", "x", "{x}.clamp_min(<e>)"),)),
     (frozenset(["xlogy"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
     (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
     (
