@@ -140,6 +140,18 @@ def test_edit_of_a_call_in_a_hook():
     assert (found.recipe, found.change.partition(":")[0]) == ("safe_denominator", "div")
 
 
+def test_edit_of_an_infinity_that_is_a_plain_number():
+    """It is the largest finite number then, which 0 makes 0."""
+
+    def fault(m, x):
+        far = m(x) + (x == 0.5) * INF
+        return far.clamp(max=5.0).sum()
+
+    found = proven(fault)
+    assert found.recipe == "finite_constant"
+    assert "bounded" in found.change
+
+
 def test_edit_of_a_rate():
     """A composite whose own keywords do not help has an edit of its first operand."""
 
