@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +52,10 @@ class OwnMode(TorchDispatchMode):
 
     def finish(self) -> None:
         """Called in such a thread when it is over."""
+
+
+class OwnCalls(TorchFunctionMode):
+    """A mode of ours above autograd, which goes on in threads as one below it does."""
 
 
 class PrecisionRewriting(OwnMode):

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -73,9 +74,29 @@ def count_samples(batch: Any) -> int | None:
 
 def take_samples(batch: Any, count: int, of: int) -> Any:
     """The first `count` samples of a batch: every tensor with `of` leading entries is cut."""
-    return map_tensors(batch, lambda t: t[:count] if t.dim() and t.shape[0] == of else t)
+    return pick_samples(batch, range(count), of)
 
 
 def pick_samples(batch: Any, indices: Sequence[int], of: int) -> Any:
     """Some samples of a batch of `of`, as `take_samples` cuts it."""
-    return map_tensors(batch, lambda t: t[list(indices)] if t.dim() and t.shape[0] == of else t)
+    return map_tensors(batch, lambda t: _picked(t, indices) if t.dim() and len(t) == of else t)
+
+
+def _picked(tensor: Tensor, indices: Sequence[int]) -> Tensor:
+    """Some leading entries of a tensor in the layout that it has; a range is a view if it can be.
+
+    A compressed sparse tensor is taken apart for that and put together again.
+    """
+    if tensor.is_nested:
+        parts = [tensor.unbind()[i] for i in indices]
+        nested: Tensor = torch.nested.as_nested_tensor(parts, layout=tensor.layout)
+        return nested
+    if tensor.layout is torch.strided:
+        if isinstance(indices, range) and indices.step == 1:
+            return tensor[indices.start : indices.stop]
+        return tensor[list(indices)]
+    chosen = torch.tensor(list(indices), device=tensor.device)
+    picked = tensor.to_sparse_coo().index_select(0, chosen)
+    is_compressed = tensor.layout is not torch.sparse_coo
+    cut: Tensor = picked.to_sparse(layout=tensor.layout) if is_compressed else picked
+    return cut

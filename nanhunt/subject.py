@@ -217,6 +217,7 @@ def _checked(subject: Subject) -> Subject:
             f"the subject's generators are to be what nanhunt.generators.read_generators() "
             f"returns; got {_describe(subject.generators)}"
         )
+    _check_groups(subject)
     if isinstance(subject.seed, bool) or not isinstance(subject.seed, int):
         raise SubjectError(f"the subject's seed is to be a whole number; got {subject.seed!r}")
     if not any(p.requires_grad for p in subject.model.parameters()):
@@ -226,6 +227,34 @@ def _checked(subject: Subject) -> Subject:
             f"unfreeze at least one"
         )
     return subject
+
+
+def _check_groups(subject: Subject) -> None:
+    """Refuse groups of what the model does not have: they would be empty in every report."""
+    if not isinstance(subject.groups, Mapping):
+        raise SubjectError(
+            f"the subject's groups are to be a mapping, as in {{'head': ['head']}}; "
+            f"got {_describe(subject.groups)}"
+        )
+    names = [name for name, _ in subject.model.named_parameters()]
+    modules = {name for name, _ in subject.model.named_modules()}
+    held = {id(parameter) for parameter in subject.parameters()}
+    for group, members in subject.groups.items():
+        if isinstance(members, str | Tensor) or not isinstance(members, Iterable):
+            raise SubjectError(
+                f"the subject's group {group!r} is to be a list of names or parameters, as in "
+                f"['head']; got {members!r}"
+            )
+        for member in members:
+            prefix = member.rstrip(".") if isinstance(member, str) else ""
+            is_known = prefix in modules or prefix in names if prefix else id(member) in held
+            if not is_known:
+                tops = dict.fromkeys(name.split(".", maxsplit=1)[0] for name in names)
+                what = repr(member) if isinstance(member, str) else _describe(member)
+                raise SubjectError(
+                    f"the subject's group {group!r} names {what}, which the model does not have; "
+                    f"its parameters begin with {', '.join(tops)}"
+                )
 
 
 def _group_of(name: str, identity: int, prefixes: Mapping[str, list[Any]]) -> str:

@@ -34,11 +34,15 @@ class Suspect:
 
     @property
     def call(self) -> OpEvent | None:
-        """The op that the user called: the one behind a backward, but not behind a custom one."""
+        """The op that the user called: the one behind a backward, unless the user wrote that.
+
+        Their own lines run in the backward of a custom Function and in a hook.
+        """
         if not self.events:
             return None
-        is_own = self.finding.op.startswith("custom:")
-        return self.events[0] if is_own or self.origin is None else self.origin
+        event = self.events[0]
+        is_own = self.finding.node is not None and event.frame is not None
+        return event if is_own or self.origin is None else self.origin
 
 
 def find_suspects(trace: Trace, *, samples: int | None = None) -> tuple[Suspect, ...]:
@@ -82,6 +86,7 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
     sink = stop.state or Sink("captured", "a tensor", trace.sinks[0].facts)
     kinds = {"batch": "input", "optimizer": "optimizer state", "captured": "input"}
     where = f"first at index {list(sink.where)}" if sink.where else "it is a single number"
+    before = "backward" if sink.kind == "gradient" else "step"
     op = kinds.get(sink.kind, sink.kind)
     circumstance = Circumstance("data", op, None, "", "", None, is_unwritten=sink.is_unwritten)
     cause = known_cause(circumstance)
@@ -92,7 +97,10 @@ def _data_finding(trace: Trace, walk: Walk, stop: Stop) -> Finding:
         cause=cause.slug if cause else None,
         dtype=sink.facts.dtype,
         evidence=(
-            f"{sink.name} {list(sink.facts.shape)} holds {_counts(sink)} before the step, {where}",
+            (
+                f"{sink.name} {list(sink.facts.shape)} holds {_counts(sink)} before the {before}, "
+                f"{where}"
+            ),
         ),
         explanation=cause.reason(circumstance) if cause else "",
         recipes=cause.recipes if cause else (),

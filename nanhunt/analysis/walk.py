@@ -83,7 +83,10 @@ def _walk(trace: Trace, phase: Phase, sinks: tuple[Sink, ...]) -> Walk:
         visited.add(source)
         if source < 0:
             state = trace.state[-1 - source]
-            (asked if state.asked else made).append(Stop("data", state=state))
+            makers = [maker for maker in state.last if maker >= 0]
+            queue.extend(makers)
+            if not makers:
+                (asked if state.asked else made).append(Stop("data", state=state))
             continue
         event = trace.events[source]
         if event.asked:
@@ -146,9 +149,13 @@ def is_received(event: OpEvent) -> bool:
 
 
 def _is_kept(trace: Trace, event: OpEvent, source: int) -> bool:
-    """Whether a backward read something that was there before it began."""
+    """Whether a backward read something that the forward had left, as data or as its own result.
+
+    A gradient that an earlier backward left in `.grad`, or that this one was handed, is what
+    arrives and not what was kept.
+    """
     if source < 0:
-        return True
+        return event.node != "AccumulateGrad" and trace.state[-1 - source].kind != "gradient"
     earlier = trace.events[source]
     return earlier.phase == "forward" and earlier.step == event.step
 

@@ -88,9 +88,8 @@ class Speller:
             return self.spell(value, place, depth)
         except _FullError:
             self.memory.forget(before[0])
-            for entries, count in zip(
-                (self.views, self.tensors, self.lost), before[1:], strict=True
-            ):
+            noted: tuple[list[Any], ...] = (self.views, self.tensors, self.lost)
+            for entries, count in zip(noted, before[1:], strict=True):
                 del entries[count:]
             self._known, self.room = known, room
             return self._lose(place, "more values than a capsule holds")

@@ -1,7 +1,7 @@
 """What is known about a culprit, and the questions that the rows of the table ask of it."""
 
 from dataclasses import dataclass, field
-from math import isnan
+from math import inf, isnan
 
 from nanhunt.records import Birth, Inquiry, Operand, Phase, Spectrum, TensorFacts
 
@@ -103,7 +103,10 @@ DOMAINS = {
 }  # fmt: skip
 _LOGS = ("log", "log2", "log10", "xlogy")
 POLES = (*_LOGS, "log1p", "atanh", "erfinv", "lgamma", "digamma", "logit", "xlog1py")
-EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh", "softplus", "linalg_matrix_exp")
+EXPONENTIALS = (
+    "exp", "expm1", "exp2", "cosh", "sinh", "softplus", "linalg_matrix_exp", "i0", "special_i0",
+    "special_i1", "special_erfcx",
+)  # fmt: skip
 DIVISIONS = (
     "div",
     "reciprocal",
@@ -180,6 +183,14 @@ def is_empty_row(c: Circumstance) -> bool:
     return c.birth.from_asked or (result is not None and isnan(result))
 
 
+def is_empty_maximum(c: Circumstance) -> bool:
+    """Whether a row less its own maximum met a row of nothing but -inf: a softmax by hand."""
+    if c.base not in ("sub", "rsub") or c.birth is None or not c.birth.from_asked:
+        return False
+    made = (a for _, chain in c.inquiry.lineage for a in chain)
+    return any(base_name(a.op) in ("amax", "max") and a.value == -inf for a in made)
+
+
 def is_empty_reduction(c: Circumstance) -> bool:
     """Whether a mean or a spread was asked of too few elements."""
     if c.birth is None or "nan" not in c.birth.kind or c.output is None:
@@ -213,7 +224,22 @@ def is_unguarded(c: Circumstance) -> bool:
 
 def is_steep(c: Circumstance) -> bool:
     """Whether the forward op has points at which its derivative is infinite."""
-    return c.phase == "backward" and c.base in STEEP
+    return c.phase == "backward" and c.base in STEEP and not is_beyond_domain(c)
+
+
+def is_beyond_domain(c: Circumstance) -> bool:
+    """Whether the argument is outside the domain of a function.
+
+    In the backward it is a function of the formula: the derivative by an exponent takes the
+    logarithm of the base.
+    """
+    if c.birth is None or "nan" not in c.birth.kind or c.birth.from_asked:
+        return False
+    if c.phase == "forward":
+        return c.base in DOMAINS
+    argument = c.operand("self")
+    is_negative = argument is not None and bool(argument.at) and min(argument.at) < 0
+    return c.phase == "backward" and c.formula in _LOGS and is_negative
 
 
 def overflows(c: Circumstance, *dtypes: str) -> bool:
@@ -257,6 +283,13 @@ _RUNAWAY = 100.0
 def is_unwritten(c: Circumstance) -> bool:
     """Whether a tensor that the step was given looks like memory that nobody wrote to."""
     return c.phase == "data" and c.op == "parameter" and c.is_unwritten
+
+
+def is_singular(c: Circumstance) -> bool:
+    """Whether a solver made the value, or its backward read an infinity that it had returned."""
+    if c.base not in SOLVERS or c.phase == "optimizer":
+        return False
+    return c.birth is not None or (c.phase == "backward" and not c.is_kept_nan)
 
 
 def is_scale_zero(c: Circumstance) -> bool:

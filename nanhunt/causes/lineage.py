@@ -9,6 +9,8 @@ from nanhunt.records import Ancestor, Inquiry
 
 Making = Literal["guard", "difference", "underflow", "given", "exact"]
 
+# Where functions have poles and edges, and what an eps is to keep a number away from.
+EDGES = (0.0, 1.0, -1.0)
 _DIFFERENCES = ("sub", "rsub", "add", "addcmul", "baddbmm", "addmm")
 _CLAMPS = ("clamp", "clamp_min", "clamp_max")
 _SMALL = 0.01  # an eps is smaller
@@ -29,7 +31,8 @@ def lost_guard(chain: Sequence[Ancestor]) -> Ancestor | None:
         operands = dict(ancestor.operands)
         is_eps = 0 < abs(scalars.get("other", 0.0)) < _SMALL
         # In place the op overwrote what it was given; a 0 is then all that tells.
-        if base == "add" and is_eps and ancestor.value == operands.get("self", 0.0):
+        is_lost = ancestor.value == operands.get("self", 0.0)
+        if base == "add" and is_eps and is_lost and ancestor.value in EDGES:
             return ancestor
         bounds = {**operands, **scalars}
         low, high = bounds.get("min", -inf), bounds.get("max", inf)
@@ -83,7 +86,7 @@ def is_critical(value: float, role: str, c: Circumstance) -> bool:
     """Whether an op can fail at such an operand: a 0, a ±1, or a negative one."""
     if c.phase == "forward" and c.formula in ("div", "addcdiv") and role in ("self", "input"):
         return False  # the dividend
-    if value in (0.0, 1.0, -1.0):
+    if value in EDGES:
         return True
     return value < 0 and c.phase == "forward" and c.base in _NEEDS_POSITIVE
 

@@ -60,8 +60,11 @@ def why_degenerate(c: Circumstance) -> str:
 def why_domain(c: Circumstance) -> str:
     """An argument outside the domain."""
     argument = c.operand("self")
+    function, whose = c.base, ""
+    if c.phase == "backward":
+        function, whose = c.formula, f"The backward of {c.base} takes a {c.formula}: "
     return (
-        f"{c.base} is real only for {DOMAINS[c.base]}; {elements(c)} of its argument "
+        f"{whose}{function} is real only for {DOMAINS[function]}; {elements(c)} of its argument "
         f"{verb(c, 'lie')} outside{quote(argument)}."
     )
 
@@ -179,6 +182,16 @@ def why_growth(c: Circumstance) -> str:
     )
 
 
+def why_given(c: Circumstance) -> str:
+    """It was there before."""
+    if c.op == "gradient":
+        return (
+            "The gradient was there before the backward began: an earlier one left it in .grad and "
+            "nobody zeroed it, or it was handed to backward()."
+        )
+    return "The value was there before the step began; no operation of the step made it."
+
+
 def why_empty(c: Circumstance) -> str:
     """Too few elements."""
     of = c.operand("self", "input")
@@ -192,6 +205,8 @@ def why_empty(c: Circumstance) -> str:
 
 def why_normalised(c: Circumstance) -> str:
     """A normalisation of a constant without an eps."""
+    if c.base == "weight_norm_interface":
+        return "It divides by the norm of the weight, which is 0 here, and takes no eps."
     eps = dict(c.birth.scalars).get("eps", 0.0) if c.birth else 0.0
     return (
         f"{c.base} divides by the spread, which is 0 here, and eps = {eps:g} does not prevent it."

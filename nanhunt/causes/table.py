@@ -4,23 +4,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanhunt.causes.circumstance import (
-    DOMAINS,
     EXPONENTIALS,
     HALF,
     PICKS,
-    SOLVERS,
     Circumstance,
     divides_by_zero,
     has_grown,
     is_at_pole,
+    is_beyond_domain,
     is_collective,
     is_decomposition,
+    is_empty_maximum,
     is_empty_reduction,
     is_empty_row,
     is_infinity_turned,
     is_kept_infinity,
     is_masked,
     is_scale_zero,
+    is_singular,
     is_steep,
     is_unguarded,
     is_unwritten,
@@ -35,6 +36,7 @@ from nanhunt.causes.sentences import (
     why_domain,
     why_empty,
     why_exp,
+    why_given,
     why_growth,
     why_guard,
     why_low,
@@ -81,11 +83,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "bad_data",
         "A tensor was non-finite before the step",
-        "An input, a buffer or a parameter holds NaN or an infinity when the step starts, so "
+        "An input, a buffer, a parameter or a gradient that was left in `.grad` or is handed to "
+        "backward() holds NaN or an infinity when the step starts, so "
         "every operation that reads it passes it on. Look at where the tensor was made: the "
         "data, the checkpoint, an earlier step.",
         lambda c: c.phase == "data",
-        fixed("The value was there before the step began; no operation of the step made it."),
+        why_given,
         ("validate_batch",),
     ),
     Cause(
@@ -139,7 +142,7 @@ CAUSES: tuple[Cause, ...] = (
         "A matrix without full rank has no inverse and a determinant of 0, whose logarithm is "
         "-inf. Rows that depend on each other, a zero on the diagonal of a triangular system and "
         "a Gram matrix of repeated vectors are the common ways there.",
-        lambda c: c.phase != "optimizer" and c.base in SOLVERS and c.birth is not None,
+        is_singular,
         fixed("The matrix is singular: the system has no solution, or its determinant is 0."),
         ("diagonal_loading", "least_squares"),
     ),
@@ -172,7 +175,7 @@ CAUSES: tuple[Cause, ...] = (
         "A softmax normalises by the sum of exponentials; over a row in which every entry is "
         "-inf that sum is 0, and the result is NaN. The mask is intended, the row without any "
         "entry is not.",
-        is_empty_row,
+        lambda c: is_empty_row(c) or is_empty_maximum(c),
         why_row,
         ("finfo_min_mask", "zero_empty_rows"),
     ),
@@ -316,13 +319,7 @@ CAUSES: tuple[Cause, ...] = (
         "The argument is outside the domain",
         "The function has no real value for this argument: the log of a negative number, the "
         "arc cosine of 1.0000001. Rounding is often what pushed it over.",
-        lambda c: (
-            c.phase == "forward"
-            and c.base in DOMAINS
-            and c.birth is not None
-            and "nan" in c.birth.kind
-            and not c.birth.from_asked
-        ),
+        is_beyond_domain,
         why_domain,
         ("clamp", "safe_argument"),
     ),

@@ -1,10 +1,12 @@
 """What the user lets pass: modules, ops and call sites whose births do not count."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from nanhunt.causes import base_name
@@ -19,7 +21,10 @@ class Allowed:
     """Modules (or their paths), ops (`"log"`, `"aten::log"`) and call sites (`"train.py:31"`)."""
 
     def __init__(self, given: Allowable | Iterable[Allowable]) -> None:
-        entries = (given,) if isinstance(given, str | nn.Module) else tuple(given)
+        # What is no list and nothing to allow either is refused with the other entries below.
+        entries: Any = given
+        if isinstance(given, str | nn.Module) or not isinstance(given, Iterable):
+            entries = (given,)
         self._words: list[str] = []
         self._sites: list[tuple[tuple[str, ...], int]] = []
         self._modules: set[int] = set()
@@ -38,6 +43,23 @@ class Allowed:
             else:
                 self._words.append(entry)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a name that is no op and, now that the model is known, none of its modules.
+
+        Raises:
+            UsageError: such a name.
+        """
+        own = type(model).__name__
+        paths = [name for name, _ in model.named_modules() if name]
+        known = {own, *paths, *(f"{own}.{path}" for path in paths)}
+        for word in self._words:
+            if word not in known and not word.startswith("custom:") and not _is_known_op(word):
+                tops = ", ".join(name for name, _ in model.named_children())
+                raise UsageError(
+                    f"allow names {word!r}, which is no op of torch and no module of {own}; "
+                    f"{f'its modules begin with {tops}' if tops else 'it has no modules inside'}"
+                )
+
     def permits(
         self, op: str, module: str, place: tuple[str, int] | None, names: Mapping[int, str]
     ) -> bool:
@@ -50,6 +72,20 @@ class Allowed:
             line == place[1] and PurePath(place[0]).parts[-len(parts) :] == parts
             for parts, line in self._sites
         )
+
+
+@functools.cache
+def _ops_of_torch() -> frozenset[str]:
+    names = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}  # noqa: SLF001
+    return frozenset({*names, *map(base_name, names)})
+
+
+def _is_known_op(word: str) -> bool:
+    """Whether an op of torch, or a custom Function that is defined by now, has this name."""
+    functions = [torch.autograd.Function]
+    for function in functions:
+        functions.extend(function.__subclasses__())
+    return word in _ops_of_torch() or word in {function.__name__ for function in functions}
 
 
 def _is_op(word: str, op: str) -> bool:

@@ -70,7 +70,10 @@ def detect(
         raise UsageError(f"stop is 'sink' or 'birth'; got {stop!r}")
     if on_culprit is not None and not callable(on_culprit):
         raise UsageError(f"on_culprit takes a function; got {type(on_culprit).__name__}")
-    return Block(Choice(model, stop, on_culprit, Allowed(allow)))
+    allowed = Allowed(allow)
+    if model is not None:
+        allowed.check(model)
+    return Block(Choice(model, stop, on_culprit, allowed))
 
 
 class Block:

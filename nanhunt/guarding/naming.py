@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from nanhunt import measurement
 from nanhunt.recorder import Recorder, unrecorded
 from nanhunt.records import SinkKind
-from nanhunt.replay.ends import read_sink
+from nanhunt.replay.ends import named_gradients, read_sink
 
 _OTHER = "other tensors"
 
@@ -56,6 +56,7 @@ class Names:
         tensors: list[tuple[SinkKind, str, Tensor]] = [
             *(("parameter", name, tensor) for name, tensor in root.named_parameters()),
             *(("buffer", name, tensor) for name, tensor in root.named_buffers()),
+            *(("gradient", name, tensor) for name, tensor in named_gradients(root)),
         ]
         with unrecorded(), torch.no_grad():
             for position in bad_among([tensor for _, _, tensor in tensors]):

@@ -116,6 +116,7 @@ class Observer:
         if self._leaves is not None:  # one inside another: a checkpoint runs its part again
             self._leaves |= {i: t for i, t in leaves.items() if isinstance(t, nn.Parameter)}
             return run(*args, **kwargs)
+        self._look_at_given(args[1] if len(args) > 1 else ())
         is_idle = self._look_at_losses(args[0])
         self._is_idle |= is_idle
         self._leaves = leaves
@@ -139,6 +140,17 @@ class Observer:
     def _node_run(self) -> int:
         position = self.recorder.position
         return self.recorder.event(position - 1).node_run if position else 0
+
+    def _look_at_given(self, gradients: Iterable[Any]) -> None:
+        """Note the gradients that a backward is handed, where they are non-finite by then."""
+        given = [gradient for gradient in gradients if isinstance(gradient, Tensor)]
+        if not given:
+            return
+        with unrecorded(), torch.no_grad():
+            for position in bad_among(given):
+                gradient = given[position]
+                sink = read_sink("gradient", "the gradient given", gradient, self.recorder)
+                self.recorder.note_state(sink, gradient)
 
     def _look_at_losses(self, roots: Iterable[Any]) -> bool:
         """Judge the losses; whether one is non-finite and was let pass."""

@@ -144,9 +144,10 @@ class Detective:
             called = _again(suspect.call or event, given, events)
             if self.lead is None and called is not None:
                 chains = (ancestor for _, chain in inquiry.lineage for ancestor in chain)
-                upstream = [calls.around(a.event)[:1] for a in chains if a.event is not None]
+                makers = (events[a.event] for a in chains if a.event is not None)
+                upstream = [calls.around(maker)[:1] for maker in makers]
                 sites = tuple(site for around in upstream for site in around)
-                self.lead = Lead(found[0], calls.around(called.index), sites)
+                self.lead = Lead(found[0], calls.around(called), sites)
         return found
 
     def _explained(self, trace: Trace, suspect: analysis.Suspect, inquiry: Inquiry) -> Finding:

@@ -92,13 +92,23 @@ def _nothing() -> None:
 
 
 def _checked(plan: Plan) -> Plan:
-    """Refuse what is no number of steps, no batch or no list of names, each with one sentence."""
+    """Refuse what is no number of steps, no batch or no list of names, each with one sentence.
+
+    So is what is no subject among the others.
+    """
     if not isinstance(plan.steps, int) or plan.steps < 1:
         raise UsageError(f"so many steps cannot be taken: {plan.steps!r}; at least 1")
     if not isinstance(plan.batch, int):
         raise UsageError(f"a batch is named by its index, a whole number; got {plan.batch!r}")
+    if not isinstance(plan.others, Iterable):
+        raise UsageError(
+            f"others are subjects, as in [make(seed=1), make(seed=2)]; got {plan.others!r}"
+        )
+    others = map(Subject.of, plan.others)
     return replace(
         plan,
+        # They may be made one by one, when their turn comes; those that are there are checked now.
+        others=tuple(others) if isinstance(plan.others, Sequence) else others,
         precisions=_names("precisions", plan.precisions),
         ablate=_names("ablate", plan.ablate),
     )

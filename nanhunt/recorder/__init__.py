@@ -21,7 +21,7 @@ from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.mode import Recorder
 from nanhunt.recorder.passing import unrecorded
 from nanhunt.recorder.scope import Scope
-from nanhunt.recorder.threads import carried_into_threads
+from nanhunt.recorder.threads import acting_here, carried_into_threads
 
 __all__ = [
     "Captured",
@@ -31,6 +31,7 @@ __all__ = [
     "Place",
     "Recorder",
     "Scope",
+    "acting_here",
     "call_path",
     "carried_into_threads",
     "compiled_code_run_eagerly",

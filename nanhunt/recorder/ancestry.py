@@ -33,6 +33,8 @@ _SUMS = frozenset(
     ["sum", "mean", "linalg_vector_norm", "norm", "amax", "amin", "max", "min", "cumsum", "var",
      "std"]
 )  # fmt: skip
+# Operands that say which elements, and are no numbers that the result is made of.
+_CHOOSING = frozenset(["condition", "index", "indices", "mask", "target"])
 _PICKS = frozenset(["index", "index_select", "gather"])
 _MATMULS = frozenset(["mm", "bmm", "mv", "dot"])
 _PRODUCTS = frozenset(["prod", "cumprod"])
@@ -73,7 +75,9 @@ def inquire(kept: Kept, event: OpEvent, origin: OpEvent, first_backward: int) ->
     lineage = ((role, tuple(_climb(kept, *at))) for role, at in lines.items())
     removed = value = None
     if call is not None and result is not None:
-        removed = removed_by(kept, call, result, first_backward)
+        # What a checkpoint computes again in the backward has its own forward there.
+        is_again = origin.index >= first_backward
+        removed = removed_by(kept, call, result, event.index if is_again else first_backward)
         if not _is_overwritten(kept, call.outputs[0], result, origin.index + 1):
             value = element(call.outputs[0], result)
     return Inquiry(
@@ -118,7 +122,7 @@ def _inputs(
     Without those that hold another value by now.
     """
     for role, value in kept_call.call.named:
-        if isinstance(value, Tensor) and measurement.can_be_nonfinite(value):
+        if isinstance(value, Tensor) and role not in _CHOOSING:
             at = _source_of(kept_call.call, value, output, where)
             if at is not None and not _is_overwritten(kept, value, at, kept_call.event):
                 yield role, (value, at, kept_call.event)
@@ -183,7 +187,8 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
     values = operand.detach()[slices] if slices is not None else operand[:0]
     if slices is None or not values.numel():
         return None
-    sizes = values.float() if base in _EXTREMES else values.abs().float()
+    is_signed = base in _EXTREMES or values.dtype == torch.bool
+    sizes = values.float() if is_signed else values.abs().float()
     flat = sizes.argmin() if base in _PRODUCTS or base.endswith("min") else sizes.argmax()
     inner = iter(torch.unravel_index(flat, sizes.shape) if sizes.dim() else ())
     return tuple(int(next(inner)) if isinstance(s, slice) else s for s in slices)

@@ -64,13 +64,15 @@ class Flow:
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it.
 
-        One that a recorded op left so, in a step before, is known already.
+        One that a recorded op left so, in a step before, is known already, unless the sink itself
+        says who did: it is handed to a backward.
         """
         known = self.poison.get(storage_key(tensor))
-        if known is not None and not _is_gone(known):
+        if known is not None and not _is_gone(known) and not sink.last:
             return
         if asked is None:
-            asked = _looks_like_a_mask(tensor, sink.facts)
+            is_gradient = sink.kind == "gradient"  # which is no mask
+            asked = not is_gradient and _looks_like_a_mask(tensor, sink.facts)
         part = Part(-1 - len(self.state), asked, region_of(tensor))
         self.poison[storage_key(tensor)] = Poison((part,), {}, _memory_of(tensor))
         self.state.append(replace(sink, asked=asked))
@@ -219,7 +221,7 @@ class Flow:
             position=position,
             output=output,
             born=mask,
-            from_asked=bool(given.poisoned) and given.is_asked,
+            from_asked=given.is_asked and bool(given.poisoned or _literals(call)),
         )
 
 
@@ -227,6 +229,11 @@ def _is_cleared(call: Call, outputs: list[Tensor]) -> bool:
     is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
     returned = outputs[0] if is_plain else outputs
     return is_cleared(call.info.shortcut, call.args, returned, None if is_plain else outputs)
+
+
+def _literals(call: Call) -> list[float]:
+    """The infinities and NaNs that are written down as plain numbers."""
+    return [value for _, value in call.numbers if value - value != 0.0]
 
 
 def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tensor | None:
@@ -237,7 +244,7 @@ def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tenso
     only a pointwise op can be told to have made another one beside it.
     """
     values = measurement.dense(output)
-    literals = [value for _, value in call.numbers if value - value != 0.0]
+    literals = _literals(call)
     if not literals and not given.poisoned:
         return measurement.nonfinite_mask(output)
     has_nan = given.has_nan or any(math.isnan(value) for value in literals)

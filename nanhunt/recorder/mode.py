@@ -35,6 +35,8 @@ _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF0
 _sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
 _is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
+_infra_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode  # noqa: SLF001
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
 _NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
@@ -223,6 +225,8 @@ class Recorder(OwnMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if _infra_mode(_PROXY) is not None:  # `make_fx` would write our own questions down as well
+            return func(*args, **(kwargs or {}))
         info = INFOS.get(id(func)) or op_info(func)
         node = _current_node()
         if node is not self._node:

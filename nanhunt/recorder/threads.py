@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from nanhunt.interventions import OwnMode
+from nanhunt.interventions import OwnCalls, OwnMode
 
 # Private names of torch that this stands on; checked with the versions in pyproject.toml.
 _push: Callable[[TorchDispatchMode], None] = torch._C._push_on_torch_dispatch_stack  # noqa: SLF001
@@ -60,11 +61,35 @@ class Carried(TorchDispatchMode):
             acting.finish()
 
 
+class CarriedCalls(TorchFunctionMode):
+    """Hands the calls of one thread on to a mode of ours, until the block is over."""
+
+    def __init__(self, acting: OwnCalls) -> None:
+        super().__init__()
+        self.acting: OwnCalls | None = acting
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        acting = self.acting
+        if acting is None:
+            return func(*args, **(kwargs or {}))
+        return acting.__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """The thread is over."""
+        self.acting = None
+
+
 class _Block:
     """What was carried since a block was entered, as far as its threads still run."""
 
     def __init__(self) -> None:
-        self.carried: weakref.WeakSet[Carried] = weakref.WeakSet()
+        self.carried: weakref.WeakSet[Carried | CarriedCalls] = weakref.WeakSet()
 
 
 _lock = threading.Lock()
@@ -157,11 +182,14 @@ def _uninstall() -> None:
     _replaced.clear()
 
 
-def _carry() -> list[Carried]:
-    """One mode for each of ours in the running thread, to stand on the stack of another."""
-    stack = _get_current_dispatch_mode_stack()
-    ours = [mode.acting if isinstance(mode, Carried) else mode for mode in stack]
-    carried = [Carried(mode.for_thread()) for mode in ours if isinstance(mode, OwnMode)]
+def _carry() -> list[Carried | CarriedCalls]:
+    """One mode for each of ours in the running thread, to stand on the stacks of another."""
+    stack = [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]
+    ours = [mode.acting if isinstance(mode, Carried | CarriedCalls) else mode for mode in stack]
+    carried: list[Carried | CarriedCalls] = [
+        *(Carried(mode.for_thread()) for mode in ours if isinstance(mode, OwnMode)),
+        *(CarriedCalls(mode) for mode in ours if isinstance(mode, OwnCalls)),
+    ]
     with _lock:
         if not _blocks:
             return []  # the block ended in the meantime
@@ -170,16 +198,20 @@ def _carry() -> list[Carried]:
 
 
 def _run_under(
-    carried: Sequence[Carried], function: Callable[..., Any], *args: Any, **kwargs: Any
+    carried: Sequence[Carried | CarriedCalls],
+    function: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    for mode in carried:
-        _push(mode)
-    try:
+    with contextlib.ExitStack() as stack:
+        for mode in carried:
+            stack.callback(mode.leave)
+            if isinstance(mode, CarriedCalls):
+                stack.enter_context(mode)
+            else:
+                _push(mode)
+                stack.callback(_pop, None)
         return function(*args, **kwargs)
-    finally:
-        for mode in reversed(carried):
-            _pop(None)
-            mode.leave()
 
 
 # -- which thread made a node ----------------------------------------------------------------------

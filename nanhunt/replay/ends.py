@@ -46,6 +46,7 @@ def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
         *(("batch", name, tensor) for name, tensor in named_tensors(batch)),
         *(("parameter", name, tensor) for name, tensor in subject.model.named_parameters()),
         *(("buffer", name, tensor) for name, tensor in subject.model.named_buffers()),
+        *(("gradient", name, tensor) for name, tensor in named_gradients(subject.model)),
         *(("optimizer", name, tensor) for name, tensor in _optimizer_tensors(subject)),
     ]
     with unrecorded():
@@ -57,6 +58,13 @@ def note_state(recorder: Recorder, subject: Subject, batch: Any) -> None:
             is_unwritten = kind == "parameter" and name in suspicious
             sink = replace(read_sink(kind, name, tensor, None), is_unwritten=is_unwritten)
             recorder.note_state(sink, tensor)
+
+
+def named_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The gradients that an earlier backward has left, as `weight.grad`."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            yield f"{name}.grad", parameter.grad
 
 
 # Numbers of one tensor that lie so many orders of magnitude apart were not made by any initialiser.

@@ -7,6 +7,7 @@ inside of them are seen too.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from nanhunt.recorder import Place, Recorder, call_path
+from nanhunt.interventions import OwnCalls
+from nanhunt.recorder import Place, Recorder, acting_here, call_path, carried_into_threads
+from nanhunt.records import OpEvent
 
 _TORCH_DIR = str(Path(torch.__file__).parent)
 _OVERRIDES = torch.overrides.__file__
@@ -57,7 +59,14 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class CallMode(TorchFunctionMode):
+class _Running(threading.local):
+    """The composites that are running, in each thread its own."""
+
+    def __init__(self) -> None:
+        self.composites: list[Callable[..., Any]] = []
+
+
+class CallMode(OwnCalls):
     """Hands every call to `meet`, those inside of Python composites after the composite itself.
 
     Under a recorder it notes which ops each call was made of.
@@ -65,18 +74,22 @@ class CallMode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[Site, int, int]] = []
-        self._open: list[Callable[..., Any]] = []  # composites that are running
+        self._calls: list[tuple[Site, int, int, int]] = []
+        self._running = _Running()
 
     @contextlib.contextmanager
     def entered(self, _subject: object) -> Iterator[None]:
-        """See the calls inside."""
-        with self:
+        """See the calls inside, those of threads that are started there among them."""
+        with carried_into_threads(), self:
             yield
 
-    def around(self, event: int) -> tuple[Site, ...]:
+    def around(self, event: OpEvent) -> tuple[Site, ...]:
         """The calls that a recorded op was part of, the innermost first."""
-        found = [(end - start, site) for site, start, end in self._calls if start <= event < end]
+        found = [
+            (end - start, site)
+            for site, start, end, thread in self._calls
+            if start <= event.index < end and thread == event.thread
+        ]
         return tuple(site for _, site in sorted(found, key=lambda pair: pair[0]))
 
     def __torch_function__(
@@ -100,7 +113,7 @@ class CallMode(TorchFunctionMode):
             return self.meet(Call(site, func, args, kwargs or {}))
         finally:
             if recorder and recorder.position > start:
-                self._calls.append((site, start, recorder.position))
+                self._calls.append((site, start, recorder.position, recorder.thread))
 
     def meet(self, call: Call) -> Any:
         """What a call returns."""
@@ -110,14 +123,15 @@ class CallMode(TorchFunctionMode):
         """Make the call as it is, and meet those inside of it."""
         inside = _opened(call.func)
         # A method of a Python subclass hands what its parent does to the mode under its own name.
-        if inside is None or call.func in self._open:
+        is_open = self._running.composites
+        if inside is None or call.func in is_open:
             return call.func(*call.args, **call.kwargs)
-        self._open.append(call.func)
+        is_open.append(call.func)
         try:
             with self:
                 return inside(*call.args, **call.kwargs)
         finally:
-            self._open.pop()
+            is_open.pop()
 
 
 def _outside(func: Callable[..., Any], path: tuple[Place, ...]) -> tuple[Place, ...]:
@@ -133,7 +147,7 @@ def _outside(func: Callable[..., Any], path: tuple[Place, ...]) -> tuple[Place, 
 
 
 def _recorder() -> Recorder | None:
-    modes = _get_current_dispatch_mode_stack()
+    modes = (*_get_current_dispatch_mode_stack(), *acting_here())
     return next((mode for mode in modes if isinstance(mode, Recorder)), None)
 
 

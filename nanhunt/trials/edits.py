@@ -7,6 +7,7 @@ is `{y}`) and `{call}` for the call as it was.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -60,7 +61,8 @@ class Edit:
 
 @functools.cache
 def _compiled(text: str) -> Callable[..., Any]:
-    ours = {f.__name__: f for f in (gap_only, detached, loaded, eigh_by_svd, split, nudged)}
+    own = (gap_only, detached, loaded, eigh_by_svd, split, nudged, bounded)
+    ours = {function.__name__: function for function in own}
     names = {"torch": torch, "F": functional, **ours}
     code = text.format(x="x", y="y", call="call", f="f")
     made: Callable[..., Any] = eval(f"lambda x, y, call, f: {code}", names)  # noqa: S307 - our own text
@@ -100,6 +102,13 @@ def nudged(x: Any, f: Callable[[Any], Any], step: float) -> Tensor:
     back = x.detach() - step
     moved = torch.where(_is_regular(moved, f), moved, back)
     return torch.where(is_bad, moved, x)
+
+
+def bounded(number: Any, largest: float) -> float:
+    """A plain number that is infinite, as the largest finite one."""
+    if isinstance(number, Tensor) or not math.isinf(number):
+        raise DoesNotApplyError
+    return math.copysign(largest, number)
 
 
 def _is_regular(x: Tensor, f: Callable[[Any], Any]) -> Tensor:
@@ -210,13 +219,14 @@ def edits_of(name: str, dtype: str) -> Iterator[Edit]:
     yield Edit("eps_for_dtype", "keyword", f"eps={eps[1]:g}")
     yield Edit("finite_constant", "x", "torch.where({x}.isinf(), 0.0, {x})")
     yield Edit("finite_constant", "y", "torch.where({y}.isinf(), 0.0, {y})")
+    largest = torch.finfo(getattr(torch, width)).max if width in _EPS else 3.4e38
+    yield Edit("finite_constant", "y", f"bounded({{y}}, {largest:.6g})")
     wider = "float" if width in ("float16", "bfloat16") else "double"
     if name in _CASTS:
         yield Edit("upcast", "call", "{x}", follows=True)
     yield Edit("upcast", "x", f"{{x}}.{wider}()", follows=True)
     for e in eps[:2]:
         yield Edit("safe_argument", "x", f"nudged({{x}}, {{f}}, {e:g})")
-    largest = torch.finfo(getattr(torch, width)).max if width in _EPS else 3.4e38
     yield Edit("saturate", "call", f"{{call}}.clamp(-{largest:.6g}, {largest:.6g})")
 
 
@@ -248,6 +258,8 @@ _ARGUMENTS: tuple[tuple[frozenset[str], tuple[tuple[str, Target, str], ...]], ..
             ("safe_argument", "x", "{x}.clamp_min(<m> - 1)"),
         ),
     ),
+    # Its first operand is a rate, unless it is told that it is the logarithm of one.
+    (frozenset(["poisson_nll_loss"]), (("clamp", "x", "{x}.clamp_min(<e>)"),)),
     (frozenset(["xlogy"]), (("safe_argument", "y", "{y}.clamp_min(<e>)"),)),
     (frozenset(["acosh", "arccosh"]), (("clamp", "x", "{x}.clamp_min(1 + <m>)"),)),
     (

@@ -101,7 +101,8 @@ class Search:
         """Changes that are known for the cause first, then the others that the call has."""
         finding = lead.finding
         found = [*of_step(finding, self.subject, self.batch)]
-        for site in lead.sites[:1]:
+        # The form of what fails, or of what made its operand: a difference that cancels, say.
+        for site in (*lead.sites[:1], *lead.upstream[:_WIDEST]):
             told = "computed by a stable form"
             found.append(_at(site, Candidate("stable_formulation", told, Patch({}, site))))
         for site in lead.sites:
@@ -116,7 +117,7 @@ class Search:
         for candidate in sorted(
             found, key=lambda c: order.get(c.recipe, rest + (c.recipe in _LAST))
         ):
-            made = (candidate.told, *candidate.patch.edits)
+            made = (candidate.told, candidate.patch.avoided, *candidate.patch.edits)
             if made not in seen:
                 seen.add(made)
                 yield candidate
@@ -141,7 +142,7 @@ def _lead_of(outcome: Outcome, samples: int | None) -> Lead | None:
     if not suspects:
         return None
     event = suspects[0].call
-    sites = outcome.calls.around(event.index) if event is not None else ()
+    sites = outcome.calls.around(event) if event is not None else ()
     return Lead(suspects[0].finding, sites)
 
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from nanhunt.causes.lineage import making
 from nanhunt.recorder import Scope, inquire
 from nanhunt.recorder.kept import Kept, element
 from nanhunt.records import Birth
@@ -172,6 +174,26 @@ def test_given_numbers_end_the_chain():
     chain = lineage(lambda w, x: (x[1:] * w).log().sum(), numbers(1.0, 0.0))
     assert ops(chain) == ["mul", ""]
     assert (chain[-1].value, chain[-1].operands, chain[-1].event) == (0.0, (), None)
+
+
+def test_a_mask_that_is_multiplied_with_is_an_operand():
+    """A 0 that a mask of booleans or of whole numbers made is no number that became too small."""
+    for mask in (numbers(3.0, -1.0) > 0, torch.tensor([1, 0])):
+        chain = lineage(lambda w, x, m: (x * w * m).log().sum(), numbers(3.0, -1.0), mask)
+        assert dict(chain[0].operands) == {"self": -1.0, "other": 0.0}
+        assert making(chain) != "underflow"
+
+
+def test_what_a_checkpoint_runs_again_has_a_fate_too():
+    """The forward of a reentrant checkpoint, the one with a graph, is a part of the backward."""
+
+    def part(x):
+        return torch.where(x > 0, torch.where(x > 0, x, 0.0).sqrt(), 0.0)
+
+    done = kept_replay(
+        lambda w, x: checkpoint(part, x * w, use_reentrant=True).sum(), numbers(3.0, -1.0)
+    )
+    assert ask_sqrt(done).removed_by == "aten::where"
 
 
 def test_the_branch_that_was_chosen_is_followed():

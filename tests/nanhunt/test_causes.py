@@ -545,6 +545,56 @@ CASES = [
         "acos is real only for -1 ≤ x ≤ 1; 1 element of its argument lies outside (1.5).",
     ),
     (
+        case(
+            "backward",
+            "aten::pow",
+            "aten::log",
+            birth("nan", operand("self", -0.5, 2.0)),
+            node="PowBackward1",
+        ),
+        "domain_error",
+        (
+            "The backward of pow takes a log: log is real only for x > 0; 2 elements of its "
+            "argument lie outside (-0.5, 2)."
+        ),
+    ),
+    (
+        case("backward", "aten::linalg_inv_ex", "aten::mm", None, node="LinalgInvExBackward0"),
+        "singular_matrix",
+        "The matrix is singular: the system has no solution, or its determinant is 0.",
+    ),
+    (
+        case("forward", "aten::special_i0", born=birth("inf", operand("self", 120.0))),
+        "overflow_exp",
+        "special_i0 of (120) does not fit float32.",
+    ),
+    (
+        case(
+            "forward",
+            "aten::sub",
+            born=birth("nan", from_asked=True),
+            inquiry=asked(step("amax", float("-inf"), float("-inf")), role="other"),
+        ),
+        "fully_masked_reduction",
+        (
+            "Every entry of a row is -inf, as a mask has it, and sub of such a row is NaN (2 "
+            "elements)."
+        ),
+    ),
+    (
+        case("data", "gradient"),
+        "bad_data",
+        (
+            "The gradient was there before the backward began: an earlier one left it in .grad and "
+            "nobody zeroed it, or it was handed to backward()."
+        ),
+    ),
+    (
+        case("forward", "aten::_weight_norm_interface", born=birth("nan")),
+        "zero_denominator_forward",
+        "It divides by the norm of the weight, which is 0 here, and takes no eps.",
+    ),
+    (
         case("forward", "aten::mul", born=birth("nan", from_asked=True)),
         "inf_minus_inf_or_zero_times_inf",
         "An infinity that was let stand meets 0 or another infinity here, which is NaN.",
@@ -624,6 +674,13 @@ NEAR_MISSES = [
     (case("forward", "aten::linalg_inv_ex"), None, "singular_matrix"),
     (case("forward", "aten::nll_loss_forward"), None, "infeasible_target"),
     (case("forward", "aten::mul", is_asked=True), None, "infeasible_target"),
+    (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), None, "singular_matrix"),
+    # The derivative by the exponent where the base is 0; a maximum that is a number.
+    (case("backward", "aten::pow", "aten::log", birth("nan", operand("self", 0.0, zero=2))),
+     "infinite_derivative_at_boundary", "domain_error"),
+    (case("forward", "aten::sub", born=birth("nan", from_asked=True),
+          inquiry=asked(step("amax", 3.0, 3.0), role="other")),
+     "inf_minus_inf_or_zero_times_inf", "fully_masked_reduction"),
     # A softmax whose result was finite.
     (case("backward", "aten::_softmax", "aten::mul", birth("nan"), inquiry=Inquiry(result=0.5)),
      None, "fully_masked_reduction"),
@@ -805,6 +862,8 @@ CHAINS = [
     ("guard", [step("sqrt", 0.0, 0.0), LOST, step("relu", 0.0, -1.0)]),
     ("guard", [step("clamp_min", 0.0, 0.0, dtype="float16", min=1e-8)]),
     ("guard", [step("clamp", 1.0, 4.0, dtype="bfloat16", max=0.9999999)]),
+    # No eps would have helped a negative number.
+    ("difference", [step("add", -0.7, -0.7, other=1e-9)]),
     ("difference", [step("add", 1e20, 1e20, other=1.0)]),
     ("difference", [step("add", 0.0, 0.0, other=1.0)]),
     ("difference", [step("add_", 0.5, other=1e-8)]),

@@ -10,6 +10,7 @@ import traceback
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import optimizer as optimizers
 from torch.utils.checkpoint import checkpoint
 
@@ -583,12 +584,76 @@ def test_what_cannot_be_decorated():
         ("stop is 'sink' or 'birth'; got 'op'", {"stop": "op"}),
         ("on_culprit takes a function; got str", {"on_culprit": "print"}),
         ("allow takes modules, .*; got int", {"allow": [7]}),
+        ("allow takes modules, .*; got int", {"allow": 3}),
+        (
+            "allow names 'bdoy', which is no op of torch and no module of Net; .* with body, head",
+            {"model": Net(), "allow": ["log", "aten::sqrt", "Net.head", "bdoy"]},
+        ),
+        ("no module of Linear; it has no modules", {"model": nn.Linear(1, 1), "allow": "lgo"}),
     ],
 )
 def test_arguments_that_mean_nothing(words, arguments):
     """One sentence each."""
     with pytest.raises(UsageError, match=words):
         nanhunt.detect(**arguments)
+
+
+def test_a_name_that_may_be_known_later_is_taken():
+    """Without a model any word may be the path of a module that is called in the block."""
+    assert nanhunt.detect(allow="bdoy")
+    assert nanhunt.detect(Net(), allow=["custom:Later", "Net", "body", "log_softmax"])
+
+
+GIVEN = {
+    "as_an_argument": lambda y: y.backward(gradient=NOTHING),
+    "to_the_function": lambda y: torch.autograd.backward([y * 1, y], [torch.ones(2), NOTHING]),
+}
+NOTHING = torch.full((2,), NAN)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_gradient_that_is_handed_over(name):
+    """It is what the backward was given, and no op that it comes through."""
+    with caught() as error, nanhunt.detect():
+        GIVEN[name](leaf(1.0, 2.0).exp().tanh())
+    first = error[0].report.culprits[0]
+    assert (first.phase, first.op, first.where) == ("data", "gradient", "the gradient given")
+    assert first.cause == "bad_data"
+    with nanhunt.detect():
+        leaf(1.0, 2.0).exp().backward(gradient=torch.ones(2))
+
+
+def test_a_gradient_that_was_computed_and_handed_over():
+    """The op that computed it is at fault."""
+    with caught() as error, nanhunt.detect():
+        y = leaf(1.0, 2.0).exp()
+        y.backward(gradient=torch.zeros(2).log())
+    assert culprit(error[0]) == ("aten::log", inspect.currentframe().f_lineno - 1)
+
+
+def test_a_gradient_that_was_left_by_an_earlier_backward():
+    """What is added to it is finite."""
+    net = Net()
+    net.head.weight.grad = torch.full_like(net.head.weight, NAN)
+    for model in (net, None):
+        with caught() as error, nanhunt.detect(model):
+            net(torch.ones(2, 4)).backward()
+        first = error[0].report.culprits[0]
+        assert (first.phase, first.op, first.cause) == ("data", "gradient", "bad_data")
+        assert first.where == ("head.weight.grad" if model else "Net.head.weight.grad")
+    with nanhunt.detect(net):
+        net.zero_grad()
+        net(torch.ones(2, 4)).backward()
+
+
+def test_a_program_that_is_traced():
+    """What the recorder asks of the values is no part of the program that `make_fx` writes down."""
+    net = Net()
+    with caught() as error, nanhunt.detect():
+        graph = make_fx(lambda x: x.sin() * 2)(torch.ones(3))
+        net(torch.ones(2, 4)).sub(1e9).log().sum().backward()
+    assert [node.name for node in graph.graph.nodes] == ["x_1", "sin", "mul", "output"]
+    assert error[0].report.culprits[0].op == "aten::log"
 
 
 def test_the_inner_block_counts():

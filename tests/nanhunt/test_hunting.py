@@ -526,6 +526,59 @@ def test_unknown_names_are_refused():
         hunt((Scale(), (X,), lambda m, x: m(x).sum()), precisions=["fp7"])
 
 
+def test_a_gradient_from_before_is_data():
+    """A step of the subject's own that does not zero adds to what an earlier one has left."""
+    model = Scale()
+    model.weight.grad = torch.full((3,), NAN)
+
+    def step(m, batch, loss_fn, _optimizer, _scaler, _step):
+        loss = loss_fn(m, *batch)
+        yield "loss", loss
+        loss.backward()
+        yield "grads", loss
+
+    (found,) = find(lambda m, x: m(x).sum(), model=model, train_step=step).culprits
+    assert (found.phase, found.op, found.where) == ("data", "gradient", "weight.grad")
+    assert found.evidence == (
+        "weight.grad [3] holds 3 NaN before the backward, first at index [0]",
+    )
+    assert find(lambda m, x: m(x).sum(), model=model).verdict == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "sentence"),
+    [
+        (3, UsageError, r"others are subjects, as in \[make\(seed=1\), make\(seed=2\)\]; got 3"),
+        ([3], SubjectError, r"a subject is a tuple \(model, batch, loss_fn\) or .*; got an object"),
+        ((_ for _ in [Scale()]), SubjectError, "got an object of type Scale"),
+    ],
+)
+def test_others_that_are_no_subjects_are_refused(others, error, sentence):
+    """Before anything is replayed, where they are there by then."""
+    with pytest.raises(error, match=sentence):
+        hunt((Scale(), (X,), lambda m, x: m(x).log().sum()), precisions=(), others=others)
+
+
+def test_others_may_be_tuples():
+    """In any shape that a subject may have."""
+    one = (Scale(), (X,), lambda m, x: m(x).log().sum())
+    asked = [a.answer for a in hunt(one, precisions=(), others=[one]).diagnosis]
+    assert asked[-1] == "yes"
+
+
+def test_a_sparse_batch_is_replayed_in_parts():
+    """A batch of which some tensor is sparse fails with fewer samples too."""
+    adjacency = torch.eye(4).to_sparse()
+
+    def loss_fn(m, adj, x):
+        return (torch.sparse.mm(adj, x) * m.weight).log().sum()
+
+    report = find(loss_fn, (adjacency, torch.zeros(4, 3)))
+    assert report.culprits[0].op == "aten::log"
+    sizes = next(a for a in report.diagnosis if a.question == "other_sizes")
+    assert sizes.answer == "cannot tell" or "B = 1" in sizes.evidence
+
+
 # -- verdicts --------------------------------------------------------------------------------------
 
 

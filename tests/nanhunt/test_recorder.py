@@ -320,6 +320,13 @@ def test_infinities_that_were_asked_for_are_no_births(name):
     assert spoiled[-1].birth.kind == "nan"
 
 
+def test_an_infinity_that_is_a_plain_number_was_asked_for():
+    """0 times a literal infinity is NaN as 0 times a mask is."""
+    event = only(record(lambda: torch.zeros(2) * INF), "aten::mul")
+    assert event.birth.from_asked
+    assert not only(record(lambda: torch.zeros(2) / 0.0), "aten::div").birth.from_asked
+
+
 def test_softmax_of_a_masked_row():
     """A row with one entry left is fine; the row without any is born NaN."""
     mask = torch.tensor([[True, False], [True, True]])

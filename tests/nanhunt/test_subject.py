@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from nanhunt.errors import SubjectError, UsageError
-from nanhunt.structure import count_samples, map_tensors, named_tensors
+from nanhunt.structure import (
+    count_samples,
+    map_tensors,
+    named_tensors,
+    pick_samples,
+    take_samples,
+)
 from nanhunt.subject import Subject, moved, told
 
 
@@ -248,6 +254,33 @@ def test_count_samples(batch, samples):
     assert count_samples(batch) == samples
 
 
+LAYOUTS = {
+    "strided": lambda x: x,
+    "sparse": lambda x: x.to_sparse(),
+    "compressed": lambda x: x.to_sparse(layout=torch.sparse_csr),
+    "nested": lambda x: torch.nested.as_nested_tensor([*x], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_samples_are_taken_in_every_layout(name):
+    """The first ones and chosen ones; what has no such dimension is left whole."""
+    x, other = torch.arange(6.0).view(3, 2), torch.ones(2)
+
+    def dense(tensor):
+        return torch.stack([*tensor.unbind()]) if tensor.is_nested else tensor.to_dense()
+
+    whole = LAYOUTS[name](x)
+    first, left = take_samples((whole, other), 2, 3)
+    assert first.layout == whole.layout
+    assert torch.equal(dense(first) if name != "strided" else first, x[:2])
+    assert left is other
+    chosen = pick_samples(whole, [2, 0], 3)
+    assert torch.equal(dense(chosen) if name != "strided" else chosen, x[[2, 0]])
+    assert torch.equal(dense(pick_samples(x.to_sparse(), range(1, 3), 3)), x[1:])
+
+
 def test_moved_to_the_same_device_is_the_same_subject():
     """Nothing happens on the CPU; elsewhere the batches follow the model."""
     one = subject([torch.ones(2)])
@@ -346,6 +379,17 @@ def test_told_is_bounded():
         ("optimizer", "adam", "the subject's optimizer is to be a torch.optim.Optimizer; got"),
         ("scaler", 3, "the subject's scaler is to be a torch.amp.GradScaler; got"),
         ("seed", "a", "the subject's seed is to be a whole number; got 'a'"),
+        ("groups", ["head"], "the subject's groups are to be a mapping, as in {'head': ['head']}"),
+        ("groups", {"all": "weight"}, "group 'all' is to be a list of names or parameters, as in"),
+        (
+            "groups",
+            {"all": ["weight", "wieght"]},
+            (
+                "the subject's group 'all' names 'wieght', which the model does not have; its "
+                "parameters begin with weight, bias"
+            ),
+        ),
+        ("groups", {"all": [torch.ones(2)]}, "'all' names an object of type Tensor, which the"),
     ],
 )
 def test_parts_of_another_kind_are_refused(field, value, sentence):

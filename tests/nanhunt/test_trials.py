@@ -5,6 +5,7 @@ import math
 import random
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,53 @@ def test_edit_of_a_call(name):
     assert (found.gradient_error is None) is (name in ("row", "empty"))
     assert "/test_trials.py:" in found.sites[0]
     assert found.times >= 1
+
+
+def test_edit_of_a_call_in_a_hook():
+    """The line in the hook is changed, and not the op whose gradient the hook was given."""
+
+    def fault(m, x):
+        y = m(x)
+        y.register_hook(lambda g: g / g.abs().amax(0))
+        return (y * torch.tensor([1.0, 0.0, 1.0])).sum()
+
+    found = proven(fault)
+    assert (found.recipe, found.change.partition(":")[0]) == ("safe_denominator", "div")
+
+
+def test_edit_of_an_infinity_that_is_a_plain_number():
+    """It is the largest finite number then, which 0 makes 0."""
+
+    def fault(m, x):
+        far = m(x) + (x == 0.5) * INF
+        return far.clamp(max=5.0).sum()
+
+    found = proven(fault)
+    assert found.recipe == "finite_constant"
+    assert "bounded" in found.change
+
+
+def test_edit_of_a_rate():
+    """A composite whose own keywords do not help has an edit of its first operand."""
+
+    def fault(m, x):
+        return functional.poisson_nll_loss(m(x - 0.7), torch.ones(2, 3), log_input=False)
+
+    assert proven(fault).recipe == "clamp"
+
+
+def test_stable_form_of_what_made_the_operand():
+    """The root is of a difference that cancels; what is stable is the difference."""
+    spread = torch.linspace(0, 0.1, 16).unsqueeze(1)
+
+    def fault(m, x):
+        h = 2000 + spread * m.weight
+        var = h.square().mean(0) - h.mean(0).square()
+        return (var.sqrt() - 1).square().sum()
+
+    found = proven(fault)
+    assert found.change == "computed by a stable form, sub → (x - mean)².mean()"
+    assert found.reference == "fp64"
 
 
 def squares(m, x):
@@ -438,6 +486,11 @@ def in_threads(m, x):
     return sums[0]
 
 
+def in_a_pool(m, x):
+    with ThreadPoolExecutor(2) as pool:
+        return torch.stack([*pool.map(lambda row: m(row).sqrt().sum(), (x, x))]).sum()
+
+
 @torch.compile(backend="eager")
 def compiled(y):
     return y.sqrt().sum()
@@ -451,6 +504,8 @@ PLACES = {
     "reentrant": (lambda m, x: checkpointed(m, x, reentrant=True), 2),
     "own backward": (lambda m, x: Rooted.apply(m(x)).sum(), 1),
     "compiled": (lambda m, x: compiled(m(x)), 1),
+    "thread": (in_threads, 1),
+    "pool": (in_a_pool, 2),
     "vmap": (lambda m, x: torch.vmap(lambda row: row.sqrt().sum())(m(x)).sum(), 1),
 }
 
