@@ -141,7 +141,8 @@ def replay(  # noqa: PLR0913 - one parameter per option of the command
         from nanhunt.variants import DEFAULT
 
         order = Order(repro) if repro is not None else None
-        with replace(wanted, options=_options(option)).opened(tell) as opened:
+        wanted = replace(wanted, options=_options(option))
+        with wanted.opened(tell) as opened:
             if opened.remark:
                 typer.echo(opened.remark)
             others = (wanted.load(opened.spec, further=k).subject for k in range(1, seeds + 1))

@@ -37,6 +37,7 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 x, y = torch.randn(6, 8), torch.randn(6)
+loader = [(x, y), (x, y)]
 def loss_fn(model, x, y=torch.zeros(6)):
     out = model(x) if callable(model) else model
     return (out.squeeze(-1) - y).square().mean()
@@ -56,6 +57,21 @@ GIVEN = {
     "policy = torch.randn(2, 2).log_softmax(-1)\n"
     "y = torch.tensor([[1, 1], [1, 2]])\n"
     "allowed, hard, pred = torch.tensor([True, False]), torch.randn(0), torch.randn(3)\n",
+    "capsule.md": SETTING + "import nanhunt\nbatch, step = (x, y), 4217\n"
+    "def build(): return model, batch, loss_fn\n"
+    "from pathlib import Path\nfrom nanhunt.capsule import capture, write_capsule\n"
+    "name = Path('step-00004217-rank-0-1f3a9c02.capsule')\n"
+    "write_capsule(capture(model, batch), name)\n",
+    "health.md": SETTING + "import nanhunt, optuna, pandas\n"
+    "from nanhunt.records import Figures\nfrom nanhunt.report.health import Journal\n"
+    "optuna.logging.set_verbosity(optuna.logging.ERROR)\n"
+    "norms = (('model', 1.0),)\n"
+    "figures = Figures(step=0, loss=1.0, stepped=True, why='', norms=norms, nonfinite=0)\n"
+    "with Journal('figures.csv') as log: log(figures)\n"
+    "study, train = optuna.create_study(), lambda lr: float('nan')\n",
+    "in-your-loop.md": SETTING + "from types import SimpleNamespace\n"
+    "batch = SimpleNamespace(x=x, y=y)\nloader = [batch, batch]\n"
+    "def loss_fn(out, y): return (out.squeeze(-1) - y).square().mean()\n",
     "repro.md": "import torch\nfrom pathlib import Path\n__file__ = 'repro.py'\n"
     "load_file = lambda _: {'self': torch.zeros(3), 'gradient': torch.ones(3)}\n",
 }
@@ -96,13 +112,20 @@ RULES = (
     Rule(r"pip install '?nanhunt(\[\w+\])?'?", by="pyproject.toml", words='name = "nanhunt"'),
     Rule(r"python -m venv \.venv && \. \.venv/bin/activate", by=".ci/run", words="-m venv"),
     Rule(r"\.ci/run", by="tests/test_house.py", words="script.stat().st_mode"),
-    Rule(r"python benchmarks/(accuracy|overhead|gate)\.py.*", runs="{script} --help"),
+    Rule(r"python benchmarks/(accuracy|overhead|gate|watch|run)\.py.*", runs="{script} --help"),
     # The full size takes a minute: the same in the smallest one.
     Rule(r"nanhunt replay --batch 0 --ablate lam_gap",
          runs="nanhunt replay ris:incident --set preset=tiny --batch 0 --ablate lam_gap" + QUICK),
     Rule(r"(nanhunt replay ris:\w+ --set preset=tiny.*)", runs="{0}" + QUICK),
     Rule(r"nanhunt replay train\.py:build --repro out",
          runs="nanhunt replay train.py:build --repro out" + QUICK),
+    Rule(r"nanhunt replay \S+\.capsule .*", by="tests/nanhunt/test_capsule_replay.py",
+         words='"--subject"'),
+    Rule(r"nanhunt health figures\.csv", by="tests/nanhunt/test_health_report.py",
+         words='"health"'),
+    Rule(r"nanhunt run .*", by="tests/nanhunt/test_launch_processes.py", words='"nanhunt", "run"'),
+    Rule(r"torchrun .* -m nanhunt run train\.py", by="tests/nanhunt/test_launch_processes.py",
+         words='"nanhunt", "run", "ranks.py"'),
     Rule(r"(nanhunt replay (train|mymodel|examples/subject)\.py:build.*)", runs="{0}" + QUICK),
     Rule(r"(nanhunt (show|explain|repro|diff|subjects|init|gate).*)", runs="{0}"),
     Rule(r"nanhunt --(show|install)-completion", by="tests/test_packaging.py",

@@ -26,7 +26,7 @@ def watch(  # noqa: PLR0913 - one parameter for each choice, all by name
     stop_after: int | None = 20,
     capsules: str | Path | None = None,
     on_report: Callable[[Report], object] | None = None,
-    log: Callable[[Figures], object] | None = None,
+    log: str | Path | Callable[[Figures], object] | Any = None,
     keep_previous: bool = False,
     measure_every: int = 100,
     groups: Mapping[str, Iterable[str | nn.Parameter]] | None = None,
@@ -48,7 +48,8 @@ def watch(  # noqa: PLR0913 - one parameter for each choice, all by name
         stop_after: raise once so many in a row were not finite; None never does.
         capsules: a folder in which failing steps are kept.
         on_report: called with each new report instead of printing it on standard error.
-        log: called with the figures of each step.
+        log: where the figures of each step go: the name of a CSV file for `nanhunt health`, a
+            TensorBoard writer or what else has `add_scalar`, or a function of `Figures`.
         keep_previous: keep a copy of parameters, gradients and optimizer state from before each
             step, so that one which an optimizer made non-finite is replayed too.
         measure_every: after how many steps the size of an update is measured; 0 never.
@@ -65,7 +66,15 @@ def watch(  # noqa: PLR0913 - one parameter for each choice, all by name
             model=model, optimizers=listed(optimizer), scaler=scaler, schedulers=listed(scheduler),
             clip=clip, accumulate=accumulate, capsules=Path(capsules) if capsules else None,
             policy=policy, stop_after=stop_after, keep_previous=keep_previous, subject=subject,
-            variants=tuple(variants), measure_every=measure_every, log=log, on_report=on_report,
-            groups={} if groups is None else groups, agree=agree, budget=budget,
+            variants=tuple(variants), measure_every=measure_every, on_report=on_report,
+            groups={} if groups is None else groups, agree=agree, budget=budget, log=_opened(log),
         )
     )  # fmt: skip
+
+
+def _opened(log: Any) -> Callable[[Figures], object] | None:
+    if log is None:
+        return None
+    from nanhunt.report.health import open_log
+
+    return open_log(log)

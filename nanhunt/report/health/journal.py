@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ class Journal:
                 self._columns = read_head(self.path)  # before a byte of it is touched
                 _mend(self.path)
             self._file = self.path.open("ab" if self._columns else "wb")
+            # A training that logs to it holds nothing that it would close.
+            weakref.finalize(self, self._file.close)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise StoreError(f"{self.path}: cannot be written ({why})") from None
