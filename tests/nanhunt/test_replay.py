@@ -11,6 +11,7 @@ from torch import nn
 from nanhunt.errors import SubjectError, UsageError
 from nanhunt.recorder import Scope
 from nanhunt.replay import INITIAL_SCALE, blame_terms, replay
+from nanhunt.replay.ends import fingerprint
 from nanhunt.subject import Subject
 from nanhunt.variants import NATIVE, VARIANTS, Variant
 
@@ -457,3 +458,15 @@ def test_a_leaf_that_only_the_loss_holds_keeps_its_gradient():
     batch = (torch.ones(3, 2),)
     replay(Subject(nn.Linear(2, 1), [batch], lambda m, x: (m(x) * outside).sum()), batch)
     assert outside.grad == 7.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_fingerprints_take_one_nan_for_another(dtype):
+    """The sign of a NaN depends on the order of the operands; that of a number does not."""
+    model = nn.Linear(2, 1, bias=False).to(dtype)
+    digests = []
+    for row in ([NAN, 1.0], [-NAN, 1.0], [NAN, -1.0], [INF, 1.0]):
+        model.weight.grad = torch.tensor([row], dtype=dtype)
+        digests.append(fingerprint(torch.zeros(()), model))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
