@@ -103,6 +103,11 @@ class DetectorSize:
     # Images are divided by what the surface can send there. Costs N^2 products per cell and scene.
     illuminated: bool = True
     capon_loading: float = 0.3  # of the sharpened image, over the mean of its diagonal
+    # Peaks that are compared with each other by attention before they are read; 0 for none.
+    queries: int = 0
+    query_width: int = 96
+    query_layers: int = 2
+    query_heads: int = 4
 
     @property
     def cells(self) -> int:
@@ -299,6 +304,7 @@ PRESETS: dict[str, Config] = {
             blocks=4,
             ridges=(0.1,),
             illuminated=False,  # 2 N^2 G multiplications per image and scene are too many here
+            queries=8,
         ),
         training=Training(batch_size=64, steps=20_000, epoch_scenes=32_000),
     ),

@@ -76,7 +76,8 @@ def invert_snapshots(
     alpha = ridge * read_trace(gram_BMM) / h.shape[-1]
     eye = torch.eye(h.shape[-2], dtype=h.dtype, device=h.device)
     z_BML = torch.linalg.solve(gram_BMM + alpha * eye, y.mT)
-    return codes.conj() * (h.mH @ z_BML).mT
+    x_BLN: torch.Tensor = codes.conj() * (h.mH @ z_BML).mT
+    return x_BLN
 
 
 def estimate_alternating(

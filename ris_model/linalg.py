@@ -39,7 +39,8 @@ def factorise(matrix: torch.Tensor) -> torch.Tensor:
     in it is not finite, so a training that could have skipped the batch ends instead.
     """
     lower, failed = torch.linalg.cholesky_ex(matrix)
-    return lower.masked_fill((failed != 0)[..., None, None], torch.nan)
+    checked: torch.Tensor = lower.masked_fill((failed != 0)[..., None, None], torch.nan)
+    return checked
 
 
 def sqrt_or_zero(x: torch.Tensor) -> torch.Tensor:
