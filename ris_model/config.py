@@ -126,6 +126,10 @@ class CovarianceForm:
 
     range_weight: float = 0.3  # weight of the range factors beside the angle factors
     blend: float = 0.30  # share of the sample covariance in R_blend
+    # In a training the share rises from 0 over this part of it, two epochs at least, and is moved
+    # by up to the jitter in every step; validation and single steps have it as it is.
+    blend_rise: float = 0.2
+    blend_jitter: float = 0.02
     loading: float = 1e-3  # diagonal loading at trace N
     shrink_base: float = 0.10  # shrinkage at 0 dB, falls as 10^(-snr/20)
     shrink_min: float = 1e-4

@@ -23,6 +23,7 @@ from ris_model.losses import SOUND_TERMS, SoundObjective, match_slots, prepare_d
 from ris_model.losses.terms import SHARED, Comparison, DenseComparison
 from ris_model.network import Detection, Detector, decode
 from ris_model.subject import Subject, sound
+from ris_model.training import safe_step
 
 CONFIG = apply_profile(PRESETS["tiny"], "sound")
 WORLD = CONFIG.scenario
@@ -266,6 +267,21 @@ def test_detection_that_is_not_finite_gives_losses_that_are_not():
     terms = SoundObjective(CONFIG)(broken, BATCH)
     assert list(terms) == list(SoundObjective(CONFIG).terms)
     assert not any(term.isfinite() for term in terms.values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["y", "h", "codes", "ptr", "power", "snr_db", "r_samp"])
+def test_batch_that_is_not_finite_is_skipped(name, value):
+    """One number of one scene, wherever it stands: no exception, and nothing is learnt from it."""
+    subject = sound("tiny", 0, batch_size=4)
+    batch = subject.batches(0)
+    tensor = getattr(batch, name).clone()
+    tensor.view(-1)[3] = value
+    before = {n: p.clone() for n, p in subject.model.named_parameters()}
+    outcome = safe_step(subject, replace(batch, **{name: tensor}))
+    assert outcome.reason == "loss not finite"
+    assert all(torch.equal(before[n], p) for n, p in subject.model.named_parameters())
+    assert safe_step(subject, batch).stepped
 
 
 def assert_finite_gradients(subject: Subject, batch: Batch, stack: contextlib.ExitStack) -> None:
