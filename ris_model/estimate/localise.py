@@ -39,6 +39,7 @@ class Plan:
     sweep_below: float = 3.0
     sweep_gain: float = 5.0
     coherent: bool = True  # whether coherent sources are thought of
+    together: bool = True  # whether a fit is also tried from all peaks of a heat map at once
     # Where the elements may be off their places by up to this in x and y, m: they are then found
     # together with the sources. 0 takes the surface for what it is said to be.
     reach: float = 0.0
@@ -92,6 +93,7 @@ def localise(
     *,
     plan: Plan,
     cells: Cells,
+    together: torch.Tensor | None = None,
 ) -> Located:
     """Find how many sources there are, and where.
 
@@ -104,11 +106,13 @@ def localise(
         places: [B, J, 3] candidates (u_x, u_y, 1/r), the likeliest J of a heat map or an image.
         plan: how much is done.
         cells: the grid that the candidates come from.
+        together: [B, K_MAX, 3] what a network takes for sources, the surest first: a start of its
+            own, since what is found one after the other may be wrong from the first one on.
 
     Returns:
         The answer, in the precision of the measurements.
     """
-    candidates = gather_candidates(measurements, places)
+    candidates = gather_candidates(measurements, places, together)
     answer, one = _seek(measurements, candidates, plan=plan, cells=cells, common=False)
     if not plan.coherent:
         return answer
@@ -270,6 +274,9 @@ def add_source(
     scores = score_candidates(measurements, candidates, fixed, common=common)
     new = candidates.pick(scores, plan.starts, cells)
     starts = _join(fixed, new)
+    if candidates.together is not None:
+        whole = candidates.together[:, : fixed.shape[1] + 1]
+        starts = torch.cat((starts, whole[:, None]), dim=1)
     return fit_sources(measurements, starts, plan=plan, common=common)
 
 
