@@ -18,12 +18,17 @@ from ris_model.estimate.field import Measurements, Prior
 from ris_model.estimate.fit import refine
 from ris_model.estimate.search import Candidates, gather_candidates, score_candidates
 
+# Candidates of a grid that a tenth of would be few.
+_LEAST_CANDIDATES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much work is done, and what a source must be worth."""
 
-    candidates: int = 64  # J, places that are looked at in each scene
+    # J, places that are looked at in each scene; 0 for a tenth of the cells, 64 at least. The
+    # brightest cells crowd around the strongest sources: a fixed number of them misses the weaker.
+    candidates: int = 0
     starts: int = 2  # candidates that a fit is tried from
     likely_steps: int = 2  # Levenberg-Marquardt steps of maximum likelihood
     prior_steps: int = 3  # then steps with the symbols' powers
@@ -43,6 +48,10 @@ class Plan:
     # Where the elements may be off their places by up to this in x and y, m: they are then found
     # together with the sources. 0 takes the surface for what it is said to be.
     reach: float = 0.0
+
+    def count_candidates(self, cells: Cells) -> int:
+        """J for a grid."""
+        return self.candidates or max(_LEAST_CANDIDATES, cells.total // 10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,16 +51,17 @@ class Tools:
     def locate(self, batch: Batch, *, network: bool, plan: Plan | None = None) -> Located:
         """Refine the candidates of the network or of the image."""
         plan = plan or self.plan
+        count = plan.count_candidates(self.cells)
         if network:
             if self.model is None:
                 msg = "there is no network to take candidates from"
                 raise ValueError(msg)
             detection = self.model(batch)
-            places = guess_by_detection(detection, self.cells, plan.candidates)
+            places = guess_by_detection(detection, self.cells, count)
             most = self.config.scenario.sources
             together = guess_together(detection, self.cells, most) if plan.together else None
         else:
-            places = guess_by_image(self.imaging, batch, self.cells, plan.candidates)
+            places = guess_by_image(self.imaging, batch, self.cells, count)
             together = None
         measurements = lay_out_batch(batch, self.config.scenario)
         return localise(measurements, places, plan=plan, cells=self.cells, together=together)

@@ -25,7 +25,7 @@ IMAGING = Imaging(SMALL.scenario, SMALL.detector, CELLS)
 def locate(batch, plan=None, scenario=SMALL.scenario):
     """Locate the sources of a batch by its image; return the answer and its summary."""
     plan = plan or Plan()
-    places = guess_by_image(IMAGING, batch, CELLS, plan.candidates)
+    places = guess_by_image(IMAGING, batch, CELLS, plan.count_candidates(CELLS))
     with torch.inference_mode():
         answer = localise(lay_out_batch(batch, scenario), places, plan=plan, cells=CELLS)
     scores = score(
@@ -173,3 +173,24 @@ def test_a_swept_scene_makes_five_steps_like_any_other(draw_scenes, monkeypatch)
     assert {steps for steps, _ in chains} == {Plan().likely_steps}
     assert Plan().likely_steps + Plan().prior_steps == 5
     assert any(swept)
+
+
+def test_candidates_are_a_share_of_the_cells(draw_scenes):
+    """64 of 3584 cells crowd around the strongest of five sources; a tenth of them does not."""
+    full = PRESETS["full"]
+    cells = lay_cells(full.scenario, full.detector)
+    assert Plan().count_candidates(CELLS) == 64
+    assert Plan().count_candidates(cells) == 358
+    assert Plan(candidates=7).count_candidates(cells) == 7
+    world = replace(full.scenario, codebook="random", power_law="equal", snr_min=15.0, snr_max=15.0)
+    batch = draw_scenes(world, sources=5, size=12, correlation_max=0.5)
+    imaging = Imaging(full.scenario, full.detector, cells)
+    truth = cells.locate(batch.points)[:, :, None]
+    seen = []
+    for count in (64, 358):
+        found = guess_by_image(imaging, batch, cells, count)
+        near = (found - found.new_tensor(cells.start)) / found.new_tensor(cells.step)
+        gap = (near[:, None] - truth)[..., :2].abs().amax(-1).amin(-1)
+        seen.append((gap < 1.0).double().mean().item())
+    assert seen[1] > 0.98
+    assert seen[0] < seen[1]
