@@ -190,6 +190,7 @@ def test_commands_on_a_checkpoint(checkpoint, tmp_path):
     ran = CliRunner().invoke(app, [*command, "--slow-scenes", "0", "--plot", str(figures)])
     assert ran.exit_code == 0, ran.output
     assert "| network + fit " in ran.stdout
+    assert ran.stderr == "K = 1, 10 dB ...\n"
     assert {path.name for path in figures.iterdir()} == {"errors-k1.png", "spectrum.png"}
     batch = draw_batch(TINY.scenario, seed=0, split="test", index=0, size=1)
     np.savez(tmp_path / "a.npz", y=batch.y, H=batch.h, codes=batch.codes)
