@@ -114,13 +114,12 @@ class Cells:
             index [B, count] int64.
         """
         left = heat.detach().clone()
-        coordinates = self.list_coordinates(left) / left.new_tensor(_SHADOW)
         found = []
         for _ in range(count):
             index = left.argmax(-1)
             found.append(index)
-            distance = (coordinates - coordinates[index][:, None]).square().sum(-1)
-            left = left.masked_fill(distance < 1.0, torch.finfo(left.dtype).min)
+            shadow = self.cast_shadows(index[:, None])[:, 0]
+            left = left.masked_fill(shadow, torch.finfo(left.dtype).min)
         return torch.stack(found, dim=-1)
 
     def cast_shadows(self, index: torch.Tensor) -> torch.Tensor:
