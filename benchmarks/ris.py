@@ -4,13 +4,14 @@
     robust    the fits and maximum likelihood with known K where the receiver is wrong
     timing    milliseconds of processor time per scene, with K unknown, over those of the reference
     bound     medians of sqrt(CRB) of the preset `full` over a nearly scattered channel
-    full      the fit from an image, K = 3 and 5, on the preset `full`
+    full      the fits with K = 3 and 5 on the preset `full`, and one from the true places
 
 Train the checkpoint with `ris-model train --preset small --out DIR`; without one the rows of the
 network are left out. Set OMP_NUM_THREADS=1 for times that can be compared.
 """
 
 import argparse
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +21,23 @@ import numpy as np
 import torch
 
 from ris_model.config import PRESETS, apply_profile
+from ris_model.data import Batch
 from ris_model.estimate.bound import bound_batch
+from ris_model.estimate.field import lay_out_batch
+from ris_model.estimate.localise import fit_sources
 from ris_model.evaluation.figures import plot_errors, plot_spectra
-from ris_model.evaluation.methods import Tools, gather_tools, load_tools
-from ris_model.evaluation.table import Request, draw_scenes, evaluate
+from ris_model.evaluation.methods import (
+    Answer,
+    Method,
+    Tools,
+    gather_tools,
+    list_methods,
+    load_tools,
+)
+from ris_model.evaluation.table import Request, compare_bound, draw_scenes, evaluate, measure
 from ris_model.evaluation.text import align, describe_scenes, write_median, write_table
+from ris_model.geometry import name_places, place_points
+from ris_model.metrics import Scores, summarise
 
 FITS = (
     "network + fit",
@@ -45,6 +58,8 @@ CASES = {
     "coherent": ({"coherent": True}, 10.0),
     "power spread 0-10 dB": ({"power_spread": 10.0}, 10.0),
 }
+# A source is lost when nothing found is within this of it in both angles, rad.
+LOST = math.radians(3.0)
 SCATTERED = {
     "codebook": "random",
     "power_law": "equal",
@@ -108,38 +123,91 @@ def run_timing(options: argparse.Namespace) -> Iterator[str]:
 
 
 def run_bound(options: argparse.Namespace) -> Iterator[str]:
-    """Medians of sqrt(CRB) over scenes of `full`."""
+    """Medians of sqrt(CRB) over sources of `full`, and how far other draws' medians lie.
+
+    The bound of a scene scales with the noise: one draw at 5 dB gives the columns of all SNRs.
+    """
     scenario = replace(PRESETS["full"].scenario, **SCATTERED)
-    lines = [("K", "-5 dB", "5 dB", "20 dB")]
+    rng = np.random.default_rng(0)
+    lines = [("K", "scenes", "-5 dB", "5 dB", "20 dB", "r of 64 scenes", "r of as many")]
     for sources in (1, 2, 3, 5):
-        cells = []
         batches = draw_scenes(
             replace(scenario, snr_min=5.0, snr_max=5.0),
             sources=sources,
-            scenes=max(64, options.scenes // sources),
-            seed=0,
+            scenes=max(3 * options.scenes // 2, 4 * options.scenes // sources),
+            seed=1,
         )
-        sigma = [bound_batch(batch, scenario, sources=sources) for batch in batches]
-        middle = torch.cat(sigma).flatten(0, 1).median(0).values
+        sigma = torch.cat([bound_batch(batch, scenario, sources=sources) for batch in batches])
+        middle = sigma.flatten(0, 1).median(0).values
+        cells = []
         for snr in (-5.0, 5.0, 20.0):
             phi, theta, r = (middle * 10 ** ((5.0 - snr) / 20.0)).tolist()
             cells.append(write_median((phi, theta, r)))
-        lines.append((str(sources), *cells))
+        spreads = [_spread_median(rng, sigma[..., 2].numpy(), size) for size in (64, len(sigma))]
+        lines.append((str(sources), str(len(sigma)), *cells, *spreads))
     yield describe_scenes(scenario)
     yield ""
     yield from align(lines)
 
 
+def _spread_median(rng: np.random.Generator, ranges: np.ndarray, size: int) -> str:
+    """95 % of the medians of so many scenes, over the median of all; by drawing them again."""
+    again = [np.median(ranges[rng.integers(0, len(ranges), size)]) for _ in range(400)]
+    low, high = np.percentile(again, (2.5, 97.5)) / np.median(ranges) - 1
+    return f"{100 * low:+.0f} to {100 * high:+.0f} %"
+
+
 def run_full(options: argparse.Namespace) -> Iterator[str]:
-    """Misses of sources with many of them, without a network."""
+    """Sources lost with many of them: with a network, without one, and from a perfect start."""
     config = apply_profile(PRESETS["full"], "sound")
     scenario = replace(config.scenario, codebook="random", power_law="equal", correlation_max=0.5)
     tools = gather_tools(replace(config, scenario=scenario))
-    wanted = ("image + fit", "image + fit, K known")
-    request = Request((5.0, 15.0), (3, 5), max(32, options.scenes // 4), 0, wanted)
+    if options.full_checkpoint is not None:
+        tools = load_tools(options.full_checkpoint)
+    scenario = tools.config.scenario
+    heads = ("K", "dB", "method", "lost", "K right", "phi/theta/r", "GOSPA", "err/CRB", "ms")
+    lines = [heads]
+    scenes = max(48, options.scenes // 4)
+    for sources in (3, 5):
+        for snr in (5.0, 15.0):
+            world = replace(scenario, snr_min=snr, snr_max=snr)
+            batches = draw_scenes(world, sources=sources, scenes=scenes, seed=0)
+            sigma = np.concatenate([bound_batch(b, world, sources=sources) for b in batches])
+            for name, method in _list_full(tools, sources).items():
+                scores, seconds = measure(method, batches)
+                figures = summarise(scores)
+                cells = (_write_lost(scores, sources), f"{100 * figures.right:.1f}")
+                tail = (f"{figures.gospa:.3f}", f"{compare_bound(scores, sigma):.3f}")
+                ms = f"{1e3 * seconds / scenes:.0f}"
+                median = write_median(figures.median)
+                lines.append((str(sources), f"{snr:g}", name, *cells, median, *tail, ms))
     yield describe_scenes(scenario)
+    yield f"{scenes} scenes of each"
     yield ""
-    yield from write_table(evaluate(tools, request))
+    yield from align(lines)
+
+
+def _list_full(tools: Tools, sources: int) -> dict[str, Method]:
+    """The fits, and one from the true places."""
+    methods = list_methods(tools, sources=sources)
+    wanted = ("network", *FITS[:4])
+    chosen = {name: methods[name] for name in wanted if name in methods}
+
+    def start_at_truth(batch: Batch) -> Answer:
+        starts = place_points(batch.points[:, :sources])[:, None]
+        found = fit_sources(lay_out_batch(batch, tools.config.scenario), starts, plan=tools.plan)
+        return Answer(name_places(found.places), batch.count)
+
+    return {**chosen, "truth + fit, K known": start_at_truth}
+
+
+def _write_lost(scores: Scores, sources: int) -> str:
+    """Percent of the true sources that nothing found is within 3 degrees of, and its error."""
+    far = np.nan_to_num(scores.errors[:, :sources, :2], nan=np.inf).max(-1) > LOST
+    share = far.mean()
+    # scenes are what is drawn: sources of one are lost together
+    error = far.mean(1).std() / len(far) ** 0.5
+    return f"{100 * share:.1f} ± {100 * error:.1f}"
 
 
 PARTS = {
@@ -156,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--full-checkpoint", type=Path, help="network of `full`")
     parser.add_argument("--scenes", type=int, default=256)
     parser.add_argument("--slow-scenes", type=int, default=96)
     parser.add_argument("--figures", type=Path, help="folder for the figures of `main`")

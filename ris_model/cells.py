@@ -114,14 +114,26 @@ class Cells:
             index [B, count] int64.
         """
         left = heat.detach().clone()
-        coordinates = self.list_coordinates(left) / left.new_tensor(_SHADOW)
         found = []
         for _ in range(count):
             index = left.argmax(-1)
             found.append(index)
-            distance = (coordinates - coordinates[index][:, None]).square().sum(-1)
-            left = left.masked_fill(distance < 1.0, torch.finfo(left.dtype).min)
+            shadow = self.cast_shadows(index[:, None])[:, 0]
+            left = left.masked_fill(shadow, torch.finfo(left.dtype).min)
         return torch.stack(found, dim=-1)
+
+    def cast_shadows(self, index: torch.Tensor) -> torch.Tensor:
+        """Which cells lie in the shadow of the cells of an index, [B, Q, G] bool from [B, Q]."""
+        own = torch.stack(torch.unravel_index(index, tuple(reversed(self.counts))), dim=-1)
+        parts = []
+        for axis, (count, reach) in enumerate(
+            zip(reversed(self.counts), _SHADOW[::-1], strict=True)
+        ):
+            line = torch.arange(count, device=index.device)
+            parts.append(((line - own[..., axis, None]) / reach).square())
+        plane, row, column = parts
+        distance = plane[..., :, None, None] + row[..., None, :, None] + column[..., None, None, :]
+        return (distance < 1.0).flatten(2)
 
 
 def lay_cells(scenario: Scenario, size: DetectorSize) -> Cells:

@@ -103,6 +103,11 @@ class DetectorSize:
     # Images are divided by what the surface can send there. Costs N^2 products per cell and scene.
     illuminated: bool = True
     capon_loading: float = 0.3  # of the sharpened image, over the mean of its diagonal
+    # Peaks that are compared with each other by attention before they are read; 0 for none.
+    queries: int = 0
+    query_width: int = 96
+    query_layers: int = 2
+    query_heads: int = 4
 
     @property
     def cells(self) -> int:
@@ -121,6 +126,10 @@ class CovarianceForm:
 
     range_weight: float = 0.3  # weight of the range factors beside the angle factors
     blend: float = 0.30  # share of the sample covariance in R_blend
+    # In a training the share rises from 0 over this part of it, two epochs at least, and is moved
+    # by up to the jitter in every step; validation and single steps have it as it is.
+    blend_rise: float = 0.2
+    blend_jitter: float = 0.02
     loading: float = 1e-3  # diagonal loading at trace N
     shrink_base: float = 0.10  # shrinkage at 0 dB, falls as 10^(-snr/20)
     shrink_min: float = 1e-4
@@ -299,6 +308,7 @@ PRESETS: dict[str, Config] = {
             blocks=4,
             ridges=(0.1,),
             illuminated=False,  # 2 N^2 G multiplications per image and scene are too many here
+            queries=8,
         ),
         training=Training(batch_size=64, steps=20_000, epoch_scenes=32_000),
     ),

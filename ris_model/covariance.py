@@ -43,11 +43,7 @@ def estimate_samples(
 ) -> torch.Tensor:
     """Sample covariance R_samp = (1/L) sum_l x_l x_l^H of ridge least squares, at trace N.
 
-    x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 y_l,  Phi_l = H diag(c_l),
-    alpha = ridge * tr(Phi^H Phi) / N
-
-    |c_n| = 1, so Phi_l Phi_l^H = H H^H for every l: one solve per scene. The snapshot mean is
-    not subtracted: it belongs to the signal. The rank is at most L.
+    The snapshot mean is not subtracted: it belongs to the signal. The rank is at most L.
 
     Args:
         y: [B, L, M] snapshots.
@@ -58,13 +54,30 @@ def estimate_samples(
     Returns:
         [B, N, N] complex of the precision of `y`.
     """
-    side = h.shape[-1]
+    x_BLN = invert_snapshots(y, h, codes=codes, ridge=ridge)
+    return scale_trace(hermitise(x_BLN.mT @ x_BLN.conj()), h.shape[-1])
+
+
+def invert_snapshots(
+    y: torch.Tensor,
+    h: torch.Tensor,
+    *,
+    codes: torch.Tensor,
+    ridge: float = 1e-3,
+) -> torch.Tensor:
+    """Surface fields by ridge least squares, one per snapshot, [B, L, N].
+
+    x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 y_l,  Phi_l = H diag(c_l),
+    alpha = ridge * tr(Phi^H Phi) / N
+
+    |c_n| = 1, so Phi_l Phi_l^H = H H^H for every l: one solve per scene.
+    """
     gram_BMM = hermitise(h @ h.mH)
-    alpha = ridge * read_trace(gram_BMM) / side
+    alpha = ridge * read_trace(gram_BMM) / h.shape[-1]
     eye = torch.eye(h.shape[-2], dtype=h.dtype, device=h.device)
     z_BML = torch.linalg.solve(gram_BMM + alpha * eye, y.mT)
-    x_BLN = codes.conj() * (h.mH @ z_BML).mT
-    return scale_trace(hermitise(x_BLN.mT @ x_BLN.conj()), side)
+    x_BLN: torch.Tensor = codes.conj() * (h.mH @ z_BML).mT
+    return x_BLN
 
 
 def estimate_alternating(
@@ -201,6 +214,17 @@ def choose_shrinkage(snr_db: torch.Tensor, form: CovarianceForm) -> torch.Tensor
     return (form.shrink_base * 10.0 ** (-snr_db / 20.0)).clamp(form.shrink_min, form.shrink_max)
 
 
+def choose_loading(snr_db: torch.Tensor, form: CovarianceForm) -> torch.Tensor:
+    """Shrinkage of an effective covariance, [B] from dB: that of the SNR and the loading as one.
+
+    Adding e I at trace N and scaling back is a shrinkage by e / (1 + e), and two shrinkages a, b
+    are one, a + b - a b.
+    """
+    load = form.loading / (1 + form.loading)
+    amount = choose_shrinkage(snr_db, form)
+    return amount + load - amount * load
+
+
 def shrink(r: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     """(1 - a) R + a (tr R / N) I for [B, N, N] and a [B]; keeps the trace."""
     a = amount[:, None, None]
@@ -216,8 +240,7 @@ def form_effective(
 ) -> torch.Tensor:
     """Effective covariance (1 - a) (R + eps I) N / tr(R + eps I) + a I, at trace N.
 
-    Loading and shrinkage in one pass over the matrix: adding e I and scaling back is itself a
-    shrinkage, by e / (1 + e), and two shrinkages a, b are one, a + b - a b.
+    Loading and shrinkage in one pass over the matrix, see `choose_loading`.
 
     Args:
         r: [B, N, N] Hermitian, at trace N.
@@ -227,9 +250,7 @@ def form_effective(
     Returns:
         [B, N, N], full rank.
     """
-    load = form.loading / (1 + form.loading)
-    amount = choose_shrinkage(snr_db, form)
-    return shrink(r, amount + load - amount * load)
+    return shrink(r, choose_loading(snr_db, form))
 
 
 def form_hybrid(

@@ -17,7 +17,7 @@ from ris_model.cells import Cells
 from ris_model.config import DetectorSize, Scenario
 from ris_model.covariance import read_trace
 from ris_model.geometry import place_elements, steer
-from ris_model.linalg import at_least_fp32, hermitise
+from ris_model.linalg import at_least_fp32, factorise, hermitise
 
 # Keeps quotients finite where a scene, an image or an illumination is 0.
 _LEAST = 1e-12
@@ -48,7 +48,7 @@ def whiten(
     side = gram_BMM.shape[-1]
     load = (ridge * read_trace(gram_BMM) / side).clamp_min(_LEAST)
     eye = torch.eye(side, dtype=h.dtype, device=h.device)
-    lower = torch.linalg.cholesky(gram_BMM + load * eye)
+    lower = factorise(gram_BMM + load * eye)
     white = torch.linalg.solve_triangular(lower, torch.cat((y.mT, h), dim=-1), upper=False)
     snapshots = y.shape[-2]
     return white[..., :snapshots].mT, white[..., snapshots:]
@@ -81,13 +81,18 @@ def sharpen(x: torch.Tensor, *, loading: float) -> torch.Tensor:
 
     A Capon-like image that parts two sources; load = loading times the mean of the diagonal.
     """
+    lower = _load_inner(x, loading=loading)
+    sharp: torch.Tensor = torch.linalg.solve_triangular(lower, x.conj(), upper=False)
+    return sharp
+
+
+def _load_inner(x: torch.Tensor, *, loading: float) -> torch.Tensor:
+    """Cholesky factor of X^* X^T + load I, [B, L, L]."""
     inner_BLL = hermitise(x.conj() @ x.mT)
     side = inner_BLL.shape[-1]
     load = (loading * read_trace(inner_BLL) / side).clamp_min(_LEAST)
     eye = torch.eye(side, dtype=x.dtype, device=x.device)
-    lower = torch.linalg.cholesky(inner_BLL + load * eye)
-    sharp: torch.Tensor = torch.linalg.solve_triangular(lower, x.conj(), upper=False)
-    return sharp
+    return factorise(inner_BLL + load * eye)
 
 
 def illuminate(v: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -144,10 +149,15 @@ class Imaging(nn.Module):
         """Return the energies of all images, [B, C, G]; snapshots are scaled to level 1 first."""
         level = y.abs().square().mean(dim=(-2, -1), keepdim=True).clamp_min(_LEAST).sqrt()
         back = [project_back(y / level, h, codes, ridge=ridge) for ridge in self.size.ridges]
-        factors = [x.conj() for x, _ in back]
-        factors.append(sharpen(back[-1][0], loading=self.size.capon_loading))
+        last, loading = back[-1][0], self.size.capon_loading
         if not self.size.illuminated:
-            return torch.stack([self._sum_energies(f) for f in factors], dim=1)
+            table = self.table.to(y.dtype)
+            fields = [x.conj() @ table for x, _ in back]
+            # the sharpened rows are combinations of the last ones: one product less with the table
+            lower = _load_inner(last, loading=loading)
+            fields.append(torch.linalg.solve_triangular(lower, fields[-1], upper=False))
+            return torch.stack([_sum_energies(field) for field in fields], dim=1)
+        factors = [x.conj() for x, _ in back] + [sharpen(last, loading=loading)]
         forms = [f.mH @ f for f in factors] + [illuminate(v, codes) for _, v in back]
         found = self._weigh_forms(torch.stack(forms, dim=1)).clamp_min(0.0)
         ridges = len(back)
@@ -159,8 +169,8 @@ class Imaging(nn.Module):
         """a_g^H R a_g of [B, C, N, N] Hermitian forms, [B, C, G]."""
         return (forms.real + forms.imag).flatten(2) @ self.table.to(forms.real.dtype)
 
-    def _sum_energies(self, factor: torch.Tensor) -> torch.Tensor:
-        """||F a_g||^2 of [B, L, N] factors, [B, G]."""
-        field_BLG = factor @ self.table.to(factor.dtype)
-        # the two parts apart: a sum over the innermost pair would be four times slower
-        return (field_BLG.real.square() + field_BLG.imag.square()).sum(-2)
+
+def _sum_energies(field_BLG: torch.Tensor) -> torch.Tensor:
+    """Energies over the snapshots, [B, G] from [B, L, G]."""
+    # the two parts apart: a sum over the innermost pair would be four times slower
+    return (field_BLG.real.square() + field_BLG.imag.square()).sum(-2)

@@ -32,6 +32,17 @@ def hermitise(matrix: torch.Tensor) -> torch.Tensor:
     return (matrix + matrix.mH) / 2
 
 
+def factorise(matrix: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of [..., N, N]; NaN where there is none.
+
+    Where the naive one fails: `torch.linalg.cholesky` raises for the whole batch when one matrix
+    in it is not finite, so a training that could have skipped the batch ends instead.
+    """
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    checked: torch.Tensor = lower.masked_fill((failed != 0)[..., None, None], torch.nan)
+    return checked
+
+
 def sqrt_or_zero(x: torch.Tensor) -> torch.Tensor:
     """Square root of a non-negative real tensor with gradient 0 at 0.
 

@@ -48,6 +48,7 @@ class Subject:
     optimizer: torch.optim.Optimizer
     weights: Callable[[], dict[str, float]]  # as the live objective holds them
     reweight: Callable[[str, float], None]  # sets one there
+    reblend: Callable[[float], None]  # sets the share of the samples in R_blend there
     configured: dict[str, float]  # the weights as the configuration has them
     scaler: torch.amp.GradScaler | None = None
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
@@ -116,6 +117,7 @@ def assemble(
         optimizer=optimizer,
         weights=objective.list_weights,
         reweight=objective.reweight,
+        reblend=objective.reblend,
         configured=asdict(config.weights),
         scaler=_make_scaler(profile, kind) if precision is torch.float16 else None,
         scheduler=plan_rate(optimizer, config.training) if profile == "sound" else None,

@@ -43,7 +43,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
             slow_scenes=ask_whole("--slow-scenes", slow_scenes, 0),
             seed=ask_whole("--seed", seed, 0),
         )
-        table = run(tools, request)
+        table = run(tools, request, tell=lambda line: typer.echo(line, err=True))
         for line in (describe_scenes(config.scenario), "", *write_table(table)):
             typer.echo(line)
         if plot is not None:

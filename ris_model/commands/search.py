@@ -44,7 +44,7 @@ def search(  # noqa: PLR0913  the options of the command
     """Search by Optuna; the same command again goes on, started beside it shares the work.
 
     Each trial is a short training; hopeless ones are ended early. A worker that is killed loses
-    its trial alone, which the others repeat.
+    its trial alone, which the others repeat, whichever storage they share.
     """
     with answering_wrong_input():
         for package in ("optuna", "matplotlib"):

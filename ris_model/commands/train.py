@@ -15,6 +15,7 @@ from ris_model.commands.options import answering_wrong_input, ask_whole
 
 if TYPE_CHECKING:
     from ris_model.checkpoint import Origin
+    from ris_model.config import Config
     from ris_model.training.journal import Listener
     from ris_model.training.loop import StalledError, Trainer
     from ris_model.training.ranks import Ranks
@@ -139,11 +140,7 @@ def _prepare(
 
 def _begin(request: Request) -> Origin:
     """Return what a new run is begun with."""
-    import json
-
     from ris_model.checkpoint import Origin
-    from ris_model.config import Config
-    from ris_model.storage import read_fields
     from ris_model.subject import choose_config
 
     if request.config is None:
@@ -152,7 +149,7 @@ def _begin(request: Request) -> Origin:
         msg = "give --config or --preset, not both: each is a whole configuration"
         raise ValueError(msg)
     else:
-        config = read_fields(Config, json.loads(request.config.read_text(encoding="utf-8")))
+        config = _read_config(request.config)
     given = {"batch_size": request.batch, "steps": request.steps}
     changes = {
         name: ask_whole(name, value, 1) for name, value in given.items() if value is not None
@@ -166,6 +163,21 @@ def _begin(request: Request) -> Origin:
         data=request.data or "",
         curriculum=request.choose("curriculum"),
     )
+
+
+def _read_config(path: Path) -> Config:
+    """Read a configuration that `search` wrote."""
+    import json
+
+    from ris_model.config import Config
+    from ris_model.storage import read_fields
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as JSON ({error}); give the best.json of a search"
+        raise ValueError(msg) from None
+    return read_fields(Config, values, place=f"{path}: Config")
 
 
 def _refuse_changes(request: Request, origin: Origin, out: Path) -> None:

@@ -20,6 +20,13 @@ def guess_by_detection(detection: Detection, cells: Cells, count: int) -> torch.
     return cells.list_places(offsets)[index] + offsets * offsets.new_tensor(cells.step)
 
 
+def guess_together(detection: Detection, cells: Cells, count: int) -> torch.Tensor:
+    """Take the peaks of a heat map, none in the shadow of another, [B, K, 3], hottest first."""
+    index = cells.pick_peaks(detection.heat, count)
+    offsets = detection.offsets.gather(1, index[..., None].expand(-1, -1, 3))
+    return cells.list_places(offsets)[index] + offsets * offsets.new_tensor(cells.step)
+
+
 def guess_by_image(imaging: Imaging, batch: Batch, cells: Cells, count: int) -> torch.Tensor:
     """Take the brightest cells of a whitened image, [B, J, 3] (u_x, u_y, 1/r), brightest first.
 

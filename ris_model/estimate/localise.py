@@ -18,12 +18,17 @@ from ris_model.estimate.field import Measurements, Prior
 from ris_model.estimate.fit import refine
 from ris_model.estimate.search import Candidates, gather_candidates, score_candidates
 
+# Candidates of a grid that a tenth of would be few.
+_LEAST_CANDIDATES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much work is done, and what a source must be worth."""
 
-    candidates: int = 64  # J, places that are looked at in each scene
+    # J, places that are looked at in each scene; 0 for a tenth of the cells, 64 at least. The
+    # brightest cells crowd around the strongest sources: a fixed number of them misses the weaker.
+    candidates: int = 0
     starts: int = 2  # candidates that a fit is tried from
     likely_steps: int = 2  # Levenberg-Marquardt steps of maximum likelihood
     prior_steps: int = 3  # then steps with the symbols' powers
@@ -38,11 +43,15 @@ class Plan:
     # which is to seek every source again beside the others, where it may decide their number.
     sweep_below: float = 3.0
     sweep_gain: float = 5.0
-    sweeps: int = 1
     coherent: bool = True  # whether coherent sources are thought of
+    together: bool = True  # whether a fit is also tried from all peaks of a heat map at once
     # Where the elements may be off their places by up to this in x and y, m: they are then found
     # together with the sources. 0 takes the surface for what it is said to be.
     reach: float = 0.0
+
+    def count_candidates(self, cells: Cells) -> int:
+        """J for a grid."""
+        return self.candidates or max(_LEAST_CANDIDATES, cells.total // 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class Hypothesis:
     evidence: torch.Tensor  # [B] natural logarithm
     power: torch.Tensor  # [B, K] of the symbols
     noise: torch.Tensor  # [B] sigma^2
+    early: torch.Tensor  # [B, K, 3] where the sources were after the steps of maximum likelihood
 
     def select(self, index: torch.Tensor) -> Hypothesis:
         """Return the scenes of an index or a mask."""
@@ -92,6 +102,7 @@ def localise(
     *,
     plan: Plan,
     cells: Cells,
+    together: torch.Tensor | None = None,
 ) -> Located:
     """Find how many sources there are, and where.
 
@@ -104,11 +115,13 @@ def localise(
         places: [B, J, 3] candidates (u_x, u_y, 1/r), the likeliest J of a heat map or an image.
         plan: how much is done.
         cells: the grid that the candidates come from.
+        together: [B, K_MAX, 3] what a network takes for sources, the surest first: a start of its
+            own, since what is found one after the other may be wrong from the first one on.
 
     Returns:
         The answer, in the precision of the measurements.
     """
-    candidates = gather_candidates(measurements, places)
+    candidates = gather_candidates(measurements, places, together)
     answer, one = _seek(measurements, candidates, plan=plan, cells=cells, common=False)
     if not plan.coherent:
         return answer
@@ -147,7 +160,7 @@ def _seek(
         weak = _measure_weakest(candidates, more, measurements) < plan.sweep_below
         worth = more.evidence - known.evidence > min(plan.sweep_gain, plan.threshold)
         index = (weak & worth).nonzero()[:, 0]
-        for _ in range(plan.sweeps if len(index) else 0):
+        if len(index):
             inside, some = measurements.select(index), candidates.select(index)
             again = more.select(index)
             again = sweep(inside, some, again, plan=plan, cells=cells, common=common)
@@ -177,7 +190,8 @@ def _settle(
     moved, places = calibrate(measurements, known.places, reach=plan.reach, common=common)
     found = weigh_evidence(moved, places[:, None], common=common, rounds=plan.rounds)
     evidence = found.value[:, 0] - doubt_offsets(moved, reach=plan.reach)
-    return moved, Hypothesis(places, evidence, found.prior.power[:, 0], found.prior.noise[:, 0])
+    prior = found.prior
+    return moved, Hypothesis(places, evidence, prior.power[:, 0], prior.noise[:, 0], places)
 
 
 def _prepare(measurements: Measurements, limit: int, *, common: bool) -> Located:
@@ -214,27 +228,35 @@ def fit_sources(
     *,
     plan: Plan,
     common: bool = False,
-    prior: Prior | None = None,
 ) -> Hypothesis:
     """Fit K sources from several starts and keep the most probable.
 
     First by maximum likelihood, which asks for nothing, then with the powers and the noise that
-    follow; with a prior given, at once with that.
+    follow.
 
     Args:
         measurements: B scenes.
         starts: [B, S, K, 3].
         plan: steps.
         common: one symbol for all snapshots.
-        prior: [B, 1, K] and [B, 1].
     """
-    steps = plan.prior_steps
-    if prior is None:
-        starts, cost = refine(measurements, starts, steps=plan.likely_steps, common=common)
-        scene = torch.arange(len(cost), device=cost.device)
-        starts = starts[scene, cost.argmin(-1)][:, None]
-        prior = weigh_evidence(measurements, starts, common=common, rounds=1).prior
-    places, _ = refine(measurements, starts, steps=steps, common=common, prior=prior)
+    places, cost = refine(measurements, starts, steps=plan.likely_steps, common=common)
+    scene = torch.arange(len(cost), device=cost.device)
+    early = places[scene, cost.argmin(-1)]
+    prior = weigh_evidence(measurements, early[:, None], common=common, rounds=1).prior
+    return _finish(measurements, early[:, None], prior, plan=plan, common=common)
+
+
+def _finish(
+    measurements: Measurements,
+    starts: torch.Tensor,
+    prior: Prior,
+    *,
+    plan: Plan,
+    common: bool,
+) -> Hypothesis:
+    """Make the steps with powers from [B, S, K, 3] starts, and keep the most probable."""
+    places, _ = refine(measurements, starts, steps=plan.prior_steps, common=common, prior=prior)
     found = weigh_evidence(measurements, places, common=common, rounds=plan.rounds)
     best = found.value.argmax(-1)
     scene = torch.arange(len(best), device=best.device)
@@ -243,6 +265,7 @@ def fit_sources(
         evidence=found.value[scene, best],
         power=found.prior.power[scene, best],
         noise=found.prior.noise[scene, best],
+        early=starts[scene, best],
     )
 
 
@@ -260,6 +283,9 @@ def add_source(
     scores = score_candidates(measurements, candidates, fixed, common=common)
     new = candidates.pick(scores, plan.starts, cells)
     starts = _join(fixed, new)
+    if candidates.together is not None:
+        whole = candidates.together[:, : fixed.shape[1] + 1]
+        starts = torch.cat((starts, whole[:, None]), dim=1)
     return fit_sources(measurements, starts, plan=plan, common=common)
 
 
@@ -272,19 +298,26 @@ def sweep(
     cells: Cells,
     common: bool = False,
 ) -> Hypothesis:
-    """Seek every source again beside the others, with their powers; keep what is more probable."""
-    for _ in range(known.places.shape[1]):
-        # the first is sought again and becomes the last, so that each has its turn
-        rest, power = known.places[:, 1:], known.power[:, 1:]
-        scores = score_candidates(
-            measurements, candidates, rest, common=common, prior=Prior(power, known.noise)
-        )
-        starts = _join(rest, candidates.pick(scores, plan.starts, cells))
-        turned = known.places.roll(-1, 1)
-        prior = Prior(known.power.roll(-1, 1)[:, None], known.noise[:, None])
-        starts = torch.cat((starts, turned[:, None]), dim=1)
-        known = fit_sources(measurements, starts, plan=plan, common=common, prior=prior)
-    return known
+    """Seek every source again beside the others, with their powers; keep what is more probable.
+
+    The others stand where maximum likelihood had left them, so that what comes out has made no
+    more steps than what went in.
+    """
+    starts, powers = [], []
+    for k in range(known.places.shape[1]):
+        others = [i for i in range(known.places.shape[1]) if i != k]
+        rest, power = known.early[:, others], known.power[:, others]
+        prior = Prior(power, known.noise) if others else None
+        scores = score_candidates(measurements, candidates, rest, common=common, prior=prior)
+        starts.append(_join(rest, candidates.pick(scores, plan.starts, cells)))
+        # of what is sought nothing is known: it is believed to be as strong as what it replaces
+        turned = torch.cat((power, known.power[:, k : k + 1]), dim=-1)
+        powers.append(turned[:, None].expand(-1, plan.starts, -1))
+    many = torch.cat(starts, dim=1)
+    prior = Prior(torch.cat(powers, dim=1), known.noise[:, None].expand(-1, many.shape[1]))
+    found = _finish(measurements, many, prior, plan=plan, common=common)
+    better = (found.evidence > known.evidence).nonzero()[:, 0]
+    return known.replace_where(better, found.select(better))
 
 
 def _join(fixed: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

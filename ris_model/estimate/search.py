@@ -25,10 +25,13 @@ class Candidates:
     places: torch.Tensor  # [B, J, 3] (u_x, u_y, 1/r)
     rows: torch.Tensor  # [B, J, N] complex, their steering vectors
     own: torch.Tensor  # [B, J, L] squared norm of their responses
+    # [B, K_MAX, 3] sources that somebody has seen together, the surest first; none where nobody has
+    together: torch.Tensor | None = None
 
     def select(self, index: torch.Tensor) -> Candidates:
         """Return the scenes of an index or a mask."""
-        return Candidates(self.places[index], self.rows[index], self.own[index])
+        seen = None if self.together is None else self.together[index]
+        return Candidates(self.places[index], self.rows[index], self.own[index], seen)
 
     def pick(self, scores: torch.Tensor, count: int, cells: Cells) -> torch.Tensor:
         """Pick the best candidates, none in the shadow of a better one, [B, count, 3]."""
@@ -44,10 +47,14 @@ class Candidates:
         return torch.stack(found, dim=1)
 
 
-def gather_candidates(measurements: Measurements, places: torch.Tensor) -> Candidates:
+def gather_candidates(
+    measurements: Measurements,
+    places: torch.Tensor,
+    together: torch.Tensor | None = None,
+) -> Candidates:
     """Compute what arrives from [B, J, 3] places."""
     rows = measurements.steer(places)
-    return Candidates(places, rows, square(measurements.respond(rows)).sum(-2))
+    return Candidates(places, rows, square(measurements.respond(rows)).sum(-2), together)
 
 
 def score_candidates(

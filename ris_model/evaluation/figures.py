@@ -74,10 +74,13 @@ def _plot_sources(table: Table, sources: int, folder: Path) -> Path:
     figure, axes = _make_axes(1, 3, width=4.6, height=4.0)
     for index, (axis, label) in enumerate(zip(axes, _AXES, strict=True)):
         scale = 1.0 if index == 2 else 180.0 / math.pi
-        for method in dict.fromkeys(row.method for row in rows):
+        methods = dict.fromkeys(row.method for row in rows)
+        for number, method in enumerate(methods):
             chosen = [row for row in rows if row.method == method]
             values = [scale * row.figures.median[index] for row in chosen]
-            axis.semilogy([row.snr_db for row in chosen], values, "o-", label=method)
+            # larger ones first: where methods agree, all of them can still be seen
+            style = {"markersize": 3.0 + 0.9 * (len(methods) - number), "fillstyle": "none"}
+            axis.semilogy([row.snr_db for row in chosen], values, "o-", label=method, **style)
         limit = [scale * bound.sigma[index] for bound in bounds]
         axis.semilogy([b.snr_db for b in bounds], limit, "k--", label="0.674 sqrt(CRB)")
         axis.set(xlabel="SNR, dB", ylabel=label, title=f"K = {sources}")

@@ -18,7 +18,7 @@ from ris_model.config import Config
 from ris_model.covariance import estimate_alternating
 from ris_model.data import Batch
 from ris_model.estimate.field import lay_out_batch
-from ris_model.estimate.guess import guess_by_detection, guess_by_image
+from ris_model.estimate.guess import guess_by_detection, guess_by_image, guess_together
 from ris_model.estimate.localise import Located, Plan, localise
 from ris_model.estimate.reference import fit_reference
 from ris_model.estimate.spectra import Kind, scan, scan_ceiling
@@ -51,15 +51,20 @@ class Tools:
     def locate(self, batch: Batch, *, network: bool, plan: Plan | None = None) -> Located:
         """Refine the candidates of the network or of the image."""
         plan = plan or self.plan
+        count = plan.count_candidates(self.cells)
         if network:
             if self.model is None:
                 msg = "there is no network to take candidates from"
                 raise ValueError(msg)
-            places = guess_by_detection(self.model(batch), self.cells, plan.candidates)
+            detection = self.model(batch)
+            places = guess_by_detection(detection, self.cells, count)
+            most = self.config.scenario.sources
+            together = guess_together(detection, self.cells, most) if plan.together else None
         else:
-            places = guess_by_image(self.imaging, batch, self.cells, plan.candidates)
+            places = guess_by_image(self.imaging, batch, self.cells, count)
+            together = None
         measurements = lay_out_batch(batch, self.config.scenario)
-        return localise(measurements, places, plan=plan, cells=self.cells)
+        return localise(measurements, places, plan=plan, cells=self.cells, together=together)
 
 
 def gather_tools(config: Config, model: Detector | None = None, plan: Plan | None = None) -> Tools:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def read_file(path: Path | str, scenario: Scenario) -> Readings:
     if off > _MODULUS_SLACK:
         msg = f"{path}: codes have moduli up to {off:.3g} away from 1; give pure phases"
         raise ValueError(msg)
+    y, h = (_level(a, name, path) for name, a in (("y", y), ("H", h)))
     parts = (np.broadcast_to(a, (scenes, *a.shape[1:])) for a in (y, h, codes))
     return Readings(*(torch.from_numpy(a.astype(np.complex64)) for a in parts))
 
@@ -102,15 +104,31 @@ def predict(tools: Tools, readings: Readings) -> list[Found]:
     return found
 
 
+def _level(array: np.ndarray, name: str, path: Path | str) -> np.ndarray:
+    """Scale every scene to a largest modulus of 1, whatever its unit; places and SNR stay."""
+    # the parts first: the modulus of two of them may be beyond what a number can be
+    parts = np.maximum(np.abs(array.real), np.abs(array.imag)).astype(np.float64)
+    largest = parts.max(axis=(-2, -1), keepdims=True)
+    empty = np.flatnonzero(largest == 0)
+    if len(empty):
+        msg = f"{path}: {name} of scene {empty[0]} is all zero; give scenes in which something came"
+        raise ValueError(msg)
+    scaled: np.ndarray = array / largest
+    return scaled
+
+
 def _load(path: Path | str) -> dict[str, np.ndarray]:
     """Arrays of an npz file, without executing anything that it may hold."""
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        msg = f"{path} is no npz file; write one with numpy.savez, with {_EXPECTED}"
+        raise ValueError(msg)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         msg = f"there is no file {path}; give an npz file with {_EXPECTED}"
         raise ValueError(msg) from None
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         msg = f"{path} cannot be read as npz ({error}); give {_EXPECTED}"
         raise ValueError(msg) from None
     if "H" not in arrays and "h" in arrays:

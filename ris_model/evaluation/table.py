@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -70,13 +70,25 @@ class Request:
     seed: int = 0
 
 
-def evaluate(tools: Tools, request: Request) -> Table:
-    """Run every method on the same scenes of the test split."""
+def evaluate(
+    tools: Tools,
+    request: Request,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Table:
+    """Run every method on the same scenes of the test split.
+
+    Args:
+        tools: of the model.
+        request: what is evaluated.
+        tell: is told what is begun.
+    """
     rows, bounds = [], []
     for sources in request.sources:
         methods = list_methods(tools, sources=sources)
         chosen = {n: m for n, m in methods.items() if n in (request.methods or methods)}
         for snr in request.snrs:
+            tell(f"K = {sources}, {snr:g} dB ...")
             scenario = replace(tools.config.scenario, snr_min=snr, snr_max=snr)
             batches = draw_scenes(
                 scenario, sources=sources, scenes=request.scenes, seed=request.seed

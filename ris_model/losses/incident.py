@@ -15,11 +15,11 @@ from ris_model.covariance import (
 )
 from ris_model.data import Batch
 from ris_model.losses.matching import match_slots, pick_slots
-from ris_model.losses.terms import SHARED, Comparison, Term, lift, measure_energy
+from ris_model.losses.terms import SHARED, DenseComparison, Term, lift, measure_energy
 from ris_model.network import Prediction
 
 
-def prepare_prediction(prediction: Prediction, batch: Batch, config: Config) -> Comparison:
+def prepare_prediction(prediction: Prediction, batch: Batch, config: Config) -> DenseComparison:
     """Lift both sides to at least FP32 and form what the terms share: R_hat = F F^H.
 
     The orthogonality term sees the raw angle factors, before the QR retraction: after it the term
@@ -33,7 +33,7 @@ def prepare_prediction(prediction: Prediction, batch: Batch, config: Config) -> 
     r_hat = form_predicted(factors, trace=1.0)
     r_full = side * r_hat
     r_blend = form_blend(r_full, batch.r_samp, blend=form.blend)
-    return Comparison(
+    return DenseComparison(
         batch=batch,
         r_hat=r_hat,
         r_spectral=r_hat,
@@ -58,7 +58,7 @@ class Alignment(Term):
     `linalg.project_signal` is the projector whose gradient is defined.
     """
 
-    def forward(self, view: Comparison) -> torch.Tensor:
+    def forward(self, view: DenseComparison) -> torch.Tensor:
         """Mean over scenes."""
         factors = view.factors
         loaded = load_diagonal(view.r_hat, self.config.covariance.align_loading)

@@ -50,6 +50,11 @@ class Objective(nn.Module):
         """Read the weights as this objective holds them now."""
         return {f"lam_{name}": getattr(self.weights, f"lam_{name}") for name in self.terms}
 
+    def reblend(self, share: float) -> None:
+        """Set the share of the sample covariance in R_blend."""
+        form = replace(self.config.covariance, blend=share)
+        self.config = replace(self.config, covariance=form)
+
     def reweight(self, name: str, value: float) -> None:
         """Set one weight; a ValueError lists the known names."""
         known = self.list_weights()
@@ -65,14 +70,17 @@ class SoundObjective(Objective):
     table: ClassVar[dict[str, type[Term]]] = SOUND_TERMS
 
     def forward(self, prediction: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """Weighted terms by name; a detection that is not finite gives losses that are not.
+        """Weighted terms by name; what is not finite gives losses that are not.
 
-        They are the plain sum of the detection: no matrix is decomposed that holds a NaN, which
-        would raise, and nothing hides that the step must be skipped.
+        Of a detection, or of labels, they are the plain sum of the detection, made NaN: no matrix
+        is decomposed that holds a NaN, which would raise, and nothing hides that the step must be
+        skipped.
         """
         with torch.autocast(batch.y.device.type, enabled=False):
             sums = (at_least_fp32(getattr(prediction, f.name)).sum() for f in fields(prediction))
             total = torch.stack(list(sums)).sum()
+            if not all(getattr(batch, f.name).isfinite().all() for f in fields(batch)):
+                total = total * torch.nan
             if total.isfinite():
                 view = prepare_detection(prediction, batch, self.config)
                 return self.weigh(lambda term: term(view))

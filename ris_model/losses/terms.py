@@ -28,15 +28,10 @@ Record = TypeVar("Record", Prediction, Detection, Batch)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A prediction beside its labels, with the covariances and the matching that terms share."""
+    """A prediction beside its labels, with the matching that terms share."""
 
     batch: Batch
-    r_hat: torch.Tensor  # [B, N, N] predicted covariance at trace 1
-    r_spectral: torch.Tensor  # [B, *, *] with the K + 1 largest eigenvalues of r_hat
-    r_pred: torch.Tensor  # [B, N, N] effective covariance of the predicted one alone
-    r_blend: torch.Tensor  # [B, N, N] predicted one blended with the sample covariance, trace N
-    r_effective: torch.Tensor  # [B, N, N] effective covariance of R_blend
-    r_target: torch.Tensor  # [B, N, N] R_true, shrunk, trace N
+    r_spectral: torch.Tensor  # [B, *, *] with the K + 1 largest eigenvalues of R_hat at trace 1
     factors: torch.Tensor  # [B, N, K] columns that are to lie in the signal subspace
     factor_angle: torch.Tensor  # [B, N, K] columns that depend on the predicted angles
     factor_range: torch.Tensor  # [B, N, K] columns that depend on the predicted ranges
@@ -47,11 +42,22 @@ class Comparison:
     @property
     def active(self) -> torch.Tensor:
         """Which true slots hold a source, [B, K] in the precision of the loss."""
-        return self.batch.active.to(self.r_hat.real.dtype)
+        return self.batch.active.to(self.r_spectral.real.dtype)
 
     def average(self, per_source: torch.Tensor) -> torch.Tensor:
         """Mean over the sources of a scene, then over scenes: [B, K] to a scalar."""
         return ((per_source * self.active).sum(-1) / self.batch.count).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseComparison(Comparison):
+    """A comparison whose covariances are whole matrices."""
+
+    r_hat: torch.Tensor  # [B, N, N] predicted covariance at trace 1
+    r_pred: torch.Tensor  # [B, N, N] effective covariance of the predicted one alone
+    r_blend: torch.Tensor  # [B, N, N] predicted one blended with the sample covariance, trace N
+    r_effective: torch.Tensor  # [B, N, N] effective covariance of R_blend
+    r_target: torch.Tensor  # [B, N, N] R_true, shrunk, trace N
 
 
 def lift(record: Record) -> Record:
@@ -90,7 +96,7 @@ class Term(nn.Module):
 class Covariance(Term):
     """||R_e - R_t||_F^2 / ||R_t||_F^2 with R_e of the blend."""
 
-    def forward(self, view: Comparison) -> torch.Tensor:
+    def forward(self, view: DenseComparison) -> torch.Tensor:
         """Mean over scenes."""
         return (
             measure_energy(view.r_effective - view.r_target) / measure_energy(view.r_target)
@@ -100,7 +106,7 @@ class Covariance(Term):
 class PredictedCovariance(Term):
     """The same for R_pred alone, so that the network cannot hide behind the samples."""
 
-    def forward(self, view: Comparison) -> torch.Tensor:
+    def forward(self, view: DenseComparison) -> torch.Tensor:
         """Mean over scenes."""
         return (measure_energy(view.r_pred - view.r_target) / measure_energy(view.r_target)).mean()
 
@@ -191,7 +197,7 @@ class RangeSpan(Term):
 class TrueSubspace(Term):
     """||P R P||_F^2 / ||R||_F^2 of R_blend, P the projector off the true steering vectors."""
 
-    def forward(self, view: Comparison) -> torch.Tensor:
+    def forward(self, view: DenseComparison) -> torch.Tensor:
         """Mean over scenes; no eigenvectors, a ridge of 1e-4 on the Gram matrix instead."""
         a_BKN = self.steer(view.batch.points) * view.active[..., None]
         span = a_BKN.mT
@@ -202,19 +208,23 @@ class TrueSubspace(Term):
         return (measure_energy(outside) / measure_energy(view.r_blend)).mean()
 
 
+def lay_stencil(points: torch.Tensor) -> torch.Tensor:
+    """Return 5 x 5 points around each, +-0.1 rad in phi and theta at its range, [..., 25, 3]."""
+    step = torch.linspace(-0.1, 0.1, 5, dtype=points.dtype, device=points.device)
+    theta, phi = torch.meshgrid(step, step, indexing="ij")
+    stencil = torch.stack((phi, theta, torch.zeros_like(phi)), dim=-1).flatten(0, 1)
+    return points[..., None, :] + stencil
+
+
 class PeakContrast(Term):
     """Cross entropy of -log(a^H R_e^-1 a) / 0.5 over a 5 x 5 stencil around each true source.
 
     The stencil spans +-0.1 rad in phi and theta at the true range; its centre is the label.
     """
 
-    def forward(self, view: Comparison) -> torch.Tensor:
+    def forward(self, view: DenseComparison) -> torch.Tensor:
         """Mean over sources and scenes."""
-        points = view.batch.points
-        step = torch.linspace(-0.1, 0.1, 5, dtype=points.dtype, device=points.device)
-        theta, phi = torch.meshgrid(step, step, indexing="ij")
-        stencil = torch.stack((phi, theta, torch.zeros_like(phi)), dim=-1).flatten(0, 1)
-        a_BKGN = self.steer(points[:, :, None] + stencil)
+        a_BKGN = self.steer(lay_stencil(view.batch.points))
         slots, cells = a_BKGN.shape[1:3]
         lower = torch.linalg.cholesky(hermitise(view.r_effective))
         white = torch.linalg.solve_triangular(lower, a_BKGN.flatten(1, 2).mT, upper=False)

@@ -8,8 +8,6 @@ Shapes: B scenes, G cells, K source slots (K_MAX), D channels, P planes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -18,6 +16,8 @@ from ris_model.config import Config
 from ris_model.data import Batch
 from ris_model.images import Imaging
 from ris_model.linalg import at_least_fp32
+from ris_model.network.detection import Detection, bound
+from ris_model.network.queries import SetHead
 
 # Numbers per cell: heat, 3 offsets, 3 log-scales, log power.
 _PER_CELL = 8
@@ -31,47 +31,6 @@ _OFFSET_SPAN = 1.5
 _SCALE_MIDDLE, _SCALE_SPAN = -1.5, 3.5
 _POWER_SPAN = 8.0
 _NOISE_MIDDLE, _NOISE_SPAN = -5.0, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """What the sound network says of a batch, in at least FP32."""
-
-    heat: torch.Tensor  # [B, G] logits
-    offsets: torch.Tensor  # [B, G, 3] cells, of a source in that cell
-    log_scales: torch.Tensor  # [B, G, 3] of the Laplace error of the offset, in cells
-    log_power: torch.Tensor  # [B, G] of a source in that cell
-    log_noise: torch.Tensor  # [B] log sigma^2
-    k_logits: torch.Tensor  # [B, K] class c means c + 1 sources
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Sources read off a heat map, hottest first."""
-
-    points: torch.Tensor  # [B, K, 3] (phi, theta, r) in rad, rad, m
-    log_power: torch.Tensor  # [B, K]
-    cells: torch.Tensor  # [B, K] int64, flattened index
-
-
-def bound(x: torch.Tensor, span: float) -> torch.Tensor:
-    """Bend x smoothly into (-span, span); slope 1 at 0, never 0 before tanh itself rounds to 1."""
-    return span * (x / span).tanh()
-
-
-def decode(detection: Detection, cells: Cells, count: int) -> Sources:
-    """Read `count` sources off a heat map: the hottest cells, moved by their offsets.
-
-    The choice of the cells has no gradient; the offset and the power of a chosen cell do.
-    """
-    index = cells.pick_peaks(detection.heat, count)
-    whole = cells.list_coordinates(detection.offsets)[index]
-    offset = detection.offsets.gather(1, index[..., None].expand(-1, -1, 3))
-    return Sources(
-        points=cells.resolve(whole + offset),
-        log_power=detection.log_power.gather(1, index),
-        cells=index,
-    )
 
 
 class Residual(nn.Module):
@@ -123,7 +82,7 @@ class ImageBackbone(nn.Module):
 class HeatHead(nn.Module):
     """Features to numbers per cell, number of sources and noise."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, cells: Cells) -> None:
         super().__init__()
         size = config.detector
         self.planes = size.planes
@@ -134,6 +93,7 @@ class HeatHead(nn.Module):
         self.scene = nn.Sequential(
             nn.Linear(pooled, 64), nn.GELU(), nn.Linear(64, config.scenario.sources + 1)
         )
+        self.queries = SetHead(config, cells) if size.queries else None
 
     def forward(self, features: torch.Tensor, levels: torch.Tensor) -> Detection:
         """Write a detection, in at least FP32 from the last product on."""
@@ -142,7 +102,7 @@ class HeatHead(nn.Module):
         pooled = torch.cat((features.mean((-2, -1)), features.amax((-2, -1))), dim=-1)
         scene = torch.cat((pooled, levels.to(pooled.dtype)), dim=-1)
         raw_scene = at_least_fp32(self.scene(scene))
-        return Detection(
+        detection = Detection(
             heat=raw_BGC[..., 0],
             offsets=bound(raw_BGC[..., 1:4], _OFFSET_SPAN),
             log_scales=_SCALE_MIDDLE + bound(raw_BGC[..., 4:7], _SCALE_SPAN),
@@ -150,6 +110,7 @@ class HeatHead(nn.Module):
             log_noise=_NOISE_MIDDLE + bound(raw_scene[:, 0], _NOISE_SPAN),
             k_logits=raw_scene[:, 1:],
         )
+        return detection if self.queries is None else self.queries(features, detection)
 
 
 class Detector(nn.Module):
@@ -159,7 +120,7 @@ class Detector(nn.Module):
         super().__init__()
         cells = lay_cells(config.scenario, config.detector)
         self.backbone = ImageBackbone(config, cells)
-        self.head = HeatHead(config)
+        self.head = HeatHead(config, cells)
 
     def forward(self, batch: Batch) -> Detection:
         """Detect in every scene of the batch."""

@@ -29,7 +29,7 @@ from ris_model.training.averaging import average
 from ris_model.training.feeds import Feeds
 from ris_model.training.journal import Epoch, Listener
 from ris_model.training.ranks import Ranks
-from ris_model.training.schedule import PLAIN, Phase, choose_phase
+from ris_model.training.schedule import PLAIN, Phase, choose_phase, plan_blend
 from ris_model.training.step import StepOutcome, Trainable, safe_step, write_log
 from ris_model.training.validation import validate
 
@@ -37,7 +37,7 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 
 class Weighed(Trainable, Protocol):
-    """What is trained: a step's needs, and weights that can be set."""
+    """What is trained: a step's needs, and what a schedule sets."""
 
     @property
     def weights(self) -> Callable[[], dict[str, float]]:
@@ -46,6 +46,10 @@ class Weighed(Trainable, Protocol):
     @property
     def reweight(self) -> Callable[[str, float], None]:
         """Sets one of them."""
+
+    @property
+    def reblend(self) -> Callable[[float], None]:
+        """Sets the share of the sample covariance."""
 
 
 class StalledError(RuntimeError):
@@ -144,6 +148,9 @@ class Trainer:
         setting, at = self.setting, self.at
         phase = choose_phase(setting.phases, at.step, self.training.steps)
         self._weigh(phase.scale(self.configured))
+        form = setting.origin.config.covariance
+        seed = setting.origin.seed
+        setting.subject.reblend(plan_blend(form, self.training, step=at.step, seed=seed))
         seed_step(setting.origin.seed, at.step, setting.ranks.rank)
         setting.subject.model.train()
         outcome = safe_step(
@@ -182,6 +189,7 @@ class Trainer:
         setting, at = self.setting, self.at
         live = setting.subject.weights()
         self._weigh(self.configured if setting.reference is None else setting.reference)
+        setting.subject.reblend(setting.origin.config.covariance.blend)
         weights = setting.subject.weights()
         val, terms, k_right = validate(
             setting.subject.loss_fn,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from ris_model.config import Training
+from ris_model.config import CovarianceForm, Training
 
 
 def plan_rate(
@@ -24,6 +25,27 @@ def plan_rate(
         return rise * (floor + (1.0 - floor) * (1.0 + math.cos(math.pi * done)) / 2.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+# Tells the random numbers of the blend from those of the scenes and of the step.
+_BLEND = 0x0B1E4D
+# Least rise of the blend, epochs.
+_LEAST_RISE = 2
+
+
+def plan_blend(form: CovarianceForm, training: Training, *, step: int, seed: int) -> float:
+    """Share of the sample covariance in R_blend at a step: beta min(1, n / rise) +- jitter.
+
+    rise = max(2 epochs, `blend_rise` of all steps). While the network knows nothing, a share of
+    the samples would hide that from the losses; later the jitter keeps it from leaning on one
+    share. The jitter is uniform, follows from seed and step alone, and never leaves [0, 1].
+    """
+    rise = max(_LEAST_RISE * training.epoch_steps, form.blend_rise * training.steps)
+    share = form.blend * (min(1.0, step / rise) if form.blend_rise else 1.0)
+    if not form.blend_jitter:
+        return share
+    rng = np.random.default_rng(np.random.SeedSequence((seed, step, _BLEND)))
+    return min(1.0, max(0.0, share + float(rng.uniform(-1.0, 1.0)) * form.blend_jitter))
 
 
 @dataclass(frozen=True, slots=True)

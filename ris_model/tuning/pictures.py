@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from ris_model.tuning.study import PENALTY
 
 _COLUMNS = 4
+_DECADE = 10
 
 
 def draw_history(study: optuna.Study, path: Path) -> None:
@@ -25,6 +29,7 @@ def draw_history(study: optuna.Study, path: Path) -> None:
     best = [min(_read(t) for t in good[: n + 1]) for n in range(len(good))]
     axes.step([t.number for t in good], best, where="post", label="best so far")
     axes.set(xlabel="trial", ylabel="validation loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -38,16 +43,25 @@ def draw_parameters(study: optuna.Study, path: Path) -> None:
     grid = figure.subplots(rows, _COLUMNS, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         having = [t for t in good if name in t.params]
-        axes.plot([t.params[name] for t in having], [_read(t) for t in having], "o", ms=3)
-        law = having[0].distributions[name]
-        if getattr(law, "log", False):
-            axes.set_xscale("log")
+        values = [t.params[name] for t in having]
+        axes.plot(values, [_read(t) for t in having], "o", ms=3)
         axes.set(xlabel=name)
+        _scale(axes, values, log=getattr(having[0].distributions[name], "log", False))
     for axes in grid[:, 0]:
         axes.set(ylabel="validation loss")
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def _scale(axes: Axes, values: list[Any], *, log: bool) -> None:
+    """Choose ticks that do not run into each other; a logarithm from a decade on."""
+    if log and max(values) >= _DECADE * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    elif all(isinstance(value, int | float) for value in values):
+        whole = all(isinstance(value, int) for value in values)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
 
 
 def _list_trials(study: optuna.Study) -> tuple[list[FrozenTrial], list[FrozenTrial]]:

@@ -19,9 +19,8 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
@@ -33,6 +32,7 @@ from ris_model.training.feeds import draw_feeds
 from ris_model.training.journal import Deaf, Epoch
 from ris_model.training.loop import Setting, Trainer
 from ris_model.training.ranks import Ranks
+from ris_model.tuning.heartbeat import LivingJournal
 from ris_model.tuning.spaces import Row, draw_config
 
 # What a trial without a finite objective is worth.
@@ -127,12 +127,12 @@ def open_study(search: Search) -> optuna.Study:
 
 
 def _open_storage(search: Search, tries: int = _TRIES) -> BaseStorage:
-    """Open the storage: a journal file, or a database with signs of life."""
-    if search.storage.startswith(_JOURNAL):
-        return JournalStorage(JournalFileBackend(search.storage.removeprefix(_JOURNAL)))
+    """Open the storage, a journal file or a database; both with signs of life."""
     try:
+        if search.storage.startswith(_JOURNAL):
+            return LivingJournal(search.storage.removeprefix(_JOURNAL), heartbeat=search.heartbeat)
         return _open_database(search)
-    except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, ImportError, OSError) as error:
         # a worker that begins beside this one may be making the very same tables
         if tries > 1 and isinstance(error, DatabaseError | StorageInternalError):
             time.sleep(_PAUSE)

@@ -1,5 +1,7 @@
 """Covariance: traces, ranks and the sample covariance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from ris_model.covariance import (
     shrink,
 )
 from ris_model.data import draw_batch
+from ris_model.training.schedule import plan_blend
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -156,6 +159,22 @@ def test_alternating_least_squares_finds_the_subspace(draw_scenes, sources):
         overlaps.append((true.mH @ top).abs().square().sum((-2, -1)).mean().item() / sources)
     assert overlaps[1] > overlaps[0]
     assert overlaps[1] > 0.8
+
+
+@pytest.mark.parametrize("step", [0, 100, 250, 399])
+def test_twins_agree_on_every_share_of_a_training(step):
+    """Annealed from 0 and jittered: both take the share that the schedule gives."""
+    training = PRESETS["small"].training
+    form = replace(FORM, blend_jitter=0.05)
+    share = plan_blend(form, training, step=step, seed=3)
+    live = replace(form, blend=share)
+    batch = draw_batch(PRESETS["tiny"].scenario, seed=2, split="train", index=0, size=6)
+    hybrid = form_hybrid(batch.r_true, batch.r_samp, batch.snr_db, form=live)
+    arrays = (batch.r_true.numpy(), batch.r_samp.numpy(), batch.snr_db.numpy())
+    assert np.abs(hybrid.numpy() - form_hybrid_array(*arrays, form=live)).max() < 1e-4
+    alone = form_hybrid_array(*arrays, form=replace(form, blend=0.0))
+    moved = np.abs(hybrid.numpy() - alone).max()
+    assert moved == pytest.approx(0.0, abs=1e-4) if share == 0 else moved > 1e-2 * share
 
 
 def test_twins_agree():

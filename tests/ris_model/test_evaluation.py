@@ -111,7 +111,8 @@ def test_a_users_file_gives_sources_with_bars(tmp_path):
     batch = draw_batch(scenario, seed=5, split="test", index=0, size=2)
     split = torch.view_as_real(batch.y).numpy()
     readings = read_file(write_file(tmp_path / "a.npz", y=split), SMALL.scenario)
-    assert torch.equal(readings.y, batch.y)
+    largest = torch.view_as_real(batch.y).abs().amax((1, 2, 3))[:, None, None]
+    assert torch.allclose(readings.y * largest, batch.y)
     found = predict(gather_tools(SMALL), readings)
     assert [source.scene for source in found] == [
         scene for scene in range(2) for _ in range(int(batch.count[scene]))
@@ -123,6 +124,16 @@ def test_a_users_file_gives_sources_with_bars(tmp_path):
         gap = (torch.tensor(source.point) - nearest).abs()
         assert (gap < 5 * torch.tensor(source.bar)).all()
         assert source.snr_db > 5
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-6, 1e200])
+def test_the_unit_of_a_file_does_not_matter(tmp_path, unit):
+    """Volts or what a converter counts: the same places, bars and SNR, also beyond FP32."""
+    plain = read_file(write_file(tmp_path / "a.npz"), SMALL.scenario)
+    y, h = (t.numpy().astype(complex) * unit for t in (plain.y, plain.h))
+    scaled = read_file(write_file(tmp_path / "b.npz", y=y, H=h), SMALL.scenario)
+    assert torch.allclose(scaled.y, plain.y, rtol=1e-5)
+    assert torch.allclose(scaled.h, plain.h, rtol=1e-5)
 
 
 def test_one_scene_may_come_without_its_dimension(tmp_path):
@@ -143,6 +154,8 @@ def test_one_scene_may_come_without_its_dimension(tmp_path):
         ({"y": np.zeros((2, 16, 7), complex)}, r"y \[2, 16, 7\] does not fit H \[2, 8, 36\]"),
         ({"y": np.full((2, 16, 8), np.nan + 0j)}, r"y holds 256 numbers that are not finite"),
         ({"y": np.zeros((3, 16, 8), complex)}, r"H has 2 scenes, y has 3; give 1 or 3"),
+        ({"y": np.zeros((2, 16, 8), complex)}, r"y of scene 0 is all zero; give scenes in which"),
+        ({"H": np.zeros((8, 36), complex)}, r"H of scene 0 is all zero; give scenes in which"),
         ({"codes": np.full((16, 36), 0.5 + 0j)}, r"moduli up to 0.5 away from 1; give pure"),
     ],
 )
@@ -157,7 +170,14 @@ def test_what_is_no_npz_is_refused(tmp_path):
     """Neither text nor a pickle is read."""
     path = tmp_path / "a.npz"
     path.write_text("no archive", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"cannot be read as npz"):
+    with pytest.raises(ValueError, match=r"a.npz is no npz file; write one with numpy.savez"):
+        read_file(path, SMALL.scenario)
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"a.npy is no npz file; write one with numpy.savez"):
+        read_file(tmp_path / "a.npy", SMALL.scenario)
+    whole = write_file(path).read_bytes()
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    with pytest.raises(ValueError, match=r"a.npz cannot be read as npz \(Bad CRC-32"):
         read_file(path, SMALL.scenario)
     with pytest.raises(ValueError, match=r"^there is no file .*nothing.npz; give an npz"):
         read_file(tmp_path / "nothing.npz", SMALL.scenario)
@@ -170,6 +190,7 @@ def test_commands_on_a_checkpoint(checkpoint, tmp_path):
     ran = CliRunner().invoke(app, [*command, "--slow-scenes", "0", "--plot", str(figures)])
     assert ran.exit_code == 0, ran.output
     assert "| network + fit " in ran.stdout
+    assert ran.stderr == "K = 1, 10 dB ...\n"
     assert {path.name for path in figures.iterdir()} == {"errors-k1.png", "spectrum.png"}
     batch = draw_batch(TINY.scenario, seed=0, split="test", index=0, size=1)
     np.savez(tmp_path / "a.npz", y=batch.y, H=batch.h, codes=batch.codes)

@@ -7,6 +7,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from ris_model.linalg import (
     at_least_fp32,
+    factorise,
     hermitise,
     norm_or_zero,
     project_signal,
@@ -66,6 +67,18 @@ def test_hermitise_sees_an_error_that_eigh_overlooks():
     x[0, 2] = 1.0
     assert torch.equal(torch.linalg.eigvalsh(x), torch.ones(3, dtype=torch.float64))
     assert torch.linalg.eigvalsh(hermitise(x))[-1].item() == pytest.approx(1.5)
+
+
+def test_factor_of_one_broken_matrix_leaves_the_others_alone():
+    """The naive one raises for the whole batch."""
+    matrices = torch.eye(3, dtype=torch.complex128).repeat(3, 1, 1)
+    matrices[1, 0, 0] = torch.nan
+    matrices[2] *= -1
+    found = factorise(matrices)
+    assert torch.equal(found[0], torch.eye(3, dtype=torch.complex128))
+    assert found[1:].isnan().all()
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(matrices)
 
 
 def test_sqrt_has_a_finite_gradient_at_zero():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ris_model.checkpoint import BEST, LAST, Origin, load_checkpoint, load_model
-from ris_model.config import PRESETS, SPLITS, Config, Training
+from ris_model.config import PRESETS, SPLITS, Config, CovarianceForm, Training
 from ris_model.data import draw_batch
 from ris_model.shards import Plan, write_shards
 from ris_model.subject import assemble, choose_config
@@ -18,7 +18,7 @@ from ris_model.training.feeds import draw_feeds, read_feeds
 from ris_model.training.journal import Board, Deaf, Table
 from ris_model.training.loop import Setting, StalledError, Trainer
 from ris_model.training.ranks import Ranks, join_ranks
-from ris_model.training.schedule import CURRICULUM, PLAIN, choose_phase
+from ris_model.training.schedule import CURRICULUM, PLAIN, choose_phase, plan_blend
 from ris_model.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,7 +128,7 @@ def test_log_lines_and_metrics(tmp_path):
     trainer = start(tmp_path, setting={"listeners": (memory, table)})
     trainer.run()
     assert memory.steps == list(range(1, 13))
-    assert memory.lines[1].startswith("[DEBUG] Loss is finite: 8.78")
+    assert memory.lines[1].startswith("[DEBUG] Loss is finite: 8.829")
     assert memory.lines[2].startswith("[GRAD] backbone=3.")
     assert memory.lines[3] == "[LR] epoch=001 groups=2 lr=1.596e-03,1.596e-03"
     assert memory.lines[4] == "[OPT] step 5 / batch 5"
@@ -238,6 +238,44 @@ def test_curriculum_moves_the_weights_and_not_the_validation():
         ranks=Ranks(),
     )[1]
     assert terms.keys() == memory.epochs[0].terms.keys()
+
+
+def test_blend_rises_and_is_jittered_and_not_in_the_validation():
+    """From 0 over a fifth of the steps, two epochs at least; the same after a cut."""
+    form = CovarianceForm(blend=0.3, blend_rise=0.5, blend_jitter=0.0)
+    training = configure(steps=40).training
+    shares = [plan_blend(form, training, step=n, seed=0) for n in (0, 5, 10, 20, 39)]
+    assert shares == pytest.approx([0.0, 0.075, 0.15, 0.3, 0.3])
+    short = replace(form, blend_rise=0.01)
+    assert plan_blend(short, training, step=5, seed=0) == pytest.approx(0.15)
+    assert plan_blend(replace(form, blend_rise=0.0), training, step=0, seed=0) == 0.3
+    moved = replace(form, blend_jitter=0.05)
+    many = [plan_blend(moved, training, step=n, seed=1) for n in range(20, 220)]
+    assert min(many) >= 0.25
+    assert max(many) <= 0.35
+    assert max(many) - min(many) > 0.08
+    assert plan_blend(moved, training, step=30, seed=1) == many[10]
+    assert plan_blend(moved, training, step=30, seed=2) != many[10]
+    assert min(plan_blend(moved, training, step=0, seed=n) for n in range(20)) == 0.0
+
+
+def test_live_blend_is_that_of_the_step():
+    """The objective's own configuration moves; what is looked at has the configured share."""
+    trainer, shares = start(steps=10), []
+    subject = trainer.setting.subject
+    trainer.setting = replace(
+        trainer.setting, subject=replace(subject, reblend=lambda s: shares.append(round(s, 6)))
+    )
+    trainer.run()
+    form, training = trainer.setting.origin.config.covariance, trainer.training
+    planned = [round(plan_blend(form, training, step=n, seed=0), 6) for n in range(10)]
+    assert shares == [*planned[:5], form.blend, *planned[5:], form.blend]
+    batch = subject.batches(0)
+    values = []
+    for share in (0.0, form.blend):
+        subject.reblend(share)
+        values.append(subject.loss_fn(subject.model, batch)["cov"].item())
+    assert values[0] != values[1]
 
 
 def test_phases_are_thirds_and_name_known_weights():

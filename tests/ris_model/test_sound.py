@@ -9,12 +9,21 @@ from torch.autograd import gradcheck
 
 from ris_model.cells import lay_cells
 from ris_model.config import PRESETS, apply_profile
-from ris_model.covariance import form_sources
+from ris_model.covariance import (
+    choose_shrinkage,
+    form_blend,
+    form_effective,
+    form_sources,
+    shrink,
+)
 from ris_model.data import Batch, draw_batch, form_true
 from ris_model.geometry import place_elements, steer
-from ris_model.losses import SOUND_TERMS, SoundObjective, prepare_detection
+from ris_model.linalg import project_signal
+from ris_model.losses import SOUND_TERMS, SoundObjective, match_slots, prepare_detection
+from ris_model.losses.terms import SHARED, Comparison, DenseComparison
 from ris_model.network import Detection, Detector, decode
 from ris_model.subject import Subject, sound
+from ris_model.training import safe_step
 
 CONFIG = apply_profile(PRESETS["tiny"], "sound")
 WORLD = CONFIG.scenario
@@ -121,7 +130,7 @@ def test_detection_has_its_shapes():
 
 
 @pytest.mark.parametrize(
-    ("preset", "count"), [("tiny", 5_019), ("small", 88_683), ("full", 184_950)]
+    ("preset", "count"), [("tiny", 5_019), ("small", 88_683), ("full", 421_696)]
 )
 def test_network_is_small(preset, count):
     """Far below the limit of 12 million parameters at every size."""
@@ -152,10 +161,11 @@ def test_decoding_finds_the_planted_sources():
 def test_covariance_of_decoded_sources_is_the_true_one():
     """Built from a perfect detection it equals form_true of the labels."""
     view = prepare_detection(CASES["exact match"], BATCH, CONFIG)
-    assert torch.allclose(16 * view.r_hat, BATCH.r_true, atol=1e-5)
+    dense = view.r_pred.expand(view.basis)
+    assert torch.allclose(dense, BATCH.r_true, atol=1e-5)
     a = steer(place_elements(WORLD), BATCH.points, wavenumber=WORLD.wavenumber)
     assert torch.equal(form_sources(a, BATCH.power), form_true(a, BATCH.power))
-    assert torch.allclose(16 * view.r_hat, form_true(a, BATCH.power), atol=1e-9)
+    assert torch.allclose(dense, form_true(a, BATCH.power), atol=1e-9)
 
 
 def test_order_of_the_peaks_does_not_matter():
@@ -202,6 +212,47 @@ def test_awkward_inputs_keep_value_and_gradient_finite(name, case, dtype):
     assert all(grad.isfinite().all() for grad in read_gradients(value, leaves))
 
 
+DENSE = ("cov", "cov_pred", "align", "subspace_align", "peak_contrast")
+
+
+def evaluate_densely(name: str, *leaves: torch.Tensor) -> torch.Tensor:
+    """The same term with whole N x N matrices."""
+    detection = Detection(**dict(zip(LEAVES, leaves, strict=True)))
+    view = prepare_detection(detection, BATCH, CONFIG)
+    form = CONFIG.covariance
+    power = view.detection.log_power.gather(1, decode(detection, CELLS, 2).cells)
+    order = match_slots(decode(detection, CELLS, 2).points, BATCH)
+    power = power.gather(1, order).exp() * BATCH.active
+    a = steer(place_elements(WORLD), view.matched, wavenumber=WORLD.wavenumber)
+    r = form_sources(a * BATCH.active[..., None], power, detection.log_noise.exp())
+    r_blend = form_blend(r, BATCH.r_samp, blend=form.blend)
+    if name == "align":
+        outside = view.factors - project_signal(r_blend, BATCH.count) @ view.factors
+        return (outside.abs().square().sum((-2, -1)) / BATCH.count).mean()
+    dense = DenseComparison(
+        **{f.name: getattr(view, f.name) for f in fields(Comparison)},
+        r_hat=r / 16,
+        r_pred=form_effective(r, BATCH.snr_db, form=form),
+        r_blend=r_blend,
+        r_effective=form_effective(r_blend, BATCH.snr_db, form=form),
+        r_target=shrink(BATCH.r_true, choose_shrinkage(BATCH.snr_db, form)),
+    )
+    return SHARED[name](CONFIG)(dense)
+
+
+@pytest.mark.parametrize("case", ["random", "exact match", "one point", "no noise"])
+@pytest.mark.parametrize("name", DENSE)
+def test_compact_terms_equal_those_of_whole_matrices(name, case):
+    """Value and gradient, in double precision; the labels of a batch are single."""
+    leaves = take_leaves(CASES[case], torch.float64)
+    values = [run(name, *leaves) for run in (evaluate, evaluate_densely)]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=2e-5, abs=2e-6)
+    grads = [torch.autograd.grad(v, leaves, allow_unused=True) for v in values]
+    for mine, theirs in zip(*grads, strict=True):
+        if theirs is not None:
+            assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5 * (1 + theirs.abs().max()))
+
+
 def test_perfect_detection_costs_nothing():
     """Points, angle and range columns of an exact match."""
     leaves = take_leaves(CASES["exact match"], torch.float64)
@@ -216,6 +267,21 @@ def test_detection_that_is_not_finite_gives_losses_that_are_not():
     terms = SoundObjective(CONFIG)(broken, BATCH)
     assert list(terms) == list(SoundObjective(CONFIG).terms)
     assert not any(term.isfinite() for term in terms.values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["y", "h", "codes", "ptr", "power", "snr_db", "r_samp"])
+def test_batch_that_is_not_finite_is_skipped(name, value):
+    """One number of one scene, wherever it stands: no exception, and nothing is learnt from it."""
+    subject = sound("tiny", 0, batch_size=4)
+    batch = subject.batches(0)
+    tensor = getattr(batch, name).clone()
+    tensor.view(-1)[3] = value
+    before = {n: p.clone() for n, p in subject.model.named_parameters()}
+    outcome = safe_step(subject, replace(batch, **{name: tensor}))
+    assert outcome.reason == "loss not finite"
+    assert all(torch.equal(before[n], p) for n, p in subject.model.named_parameters())
+    assert safe_step(subject, batch).stepped
 
 
 def assert_finite_gradients(subject: Subject, batch: Batch, stack: contextlib.ExitStack) -> None:

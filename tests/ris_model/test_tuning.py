@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import FixedTrial, TrialState
 from typer.testing import CliRunner
 
@@ -229,9 +230,11 @@ def test_workers_share_a_storage(storage):
     assert len(rates) == len(study.trials)
 
 
-def test_killed_worker_loses_its_trial_alone(storage):
+@pytest.mark.parametrize("kind", ["database", "journal"])
+def test_killed_worker_loses_its_trial_alone(storage, tmp_path, kind):
     """The trial is failed when it gives no sign of life, and made again by another worker."""
-    long = plan(storage, trials=1, epochs=100_000, heartbeat=1)
+    where = storage if kind == "database" else f"journal:{tmp_path}/search.log"
+    long = plan(where, trials=1, epochs=100_000, heartbeat=1)
     worker = fork(long)
     study = open_study(long)
     end = time.monotonic() + 60
@@ -265,6 +268,27 @@ def test_journal_file_is_a_storage(tmp_path):
     """Where no database is."""
     study = run_search(plan(f"journal:{tmp_path}/search.log", trials=1), print)
     assert count_told(study) == 1
+
+
+def test_journal_that_cannot_be_written_is_refused(tmp_path):
+    """One sentence, as for a database."""
+    for path in (tmp_path, tmp_path / "nowhere" / "search.log"):
+        with pytest.raises(ValueError, match=r"storage 'journal:.*' cannot be opened \(.*give for"):
+            open_study(plan(f"journal:{path}"))
+
+
+def test_living_trial_of_a_journal_is_left_alone(tmp_path):
+    """Its signs are younger than the grace; one that has given none has only just begun."""
+    search = plan(f"journal:{tmp_path}/search.log", heartbeat=1)
+    study = open_study(search)
+    storage, number = study._storage, study._study_id
+    trial = storage.create_new_trial(number)
+    assert storage._get_stale_trial_ids(number) == []
+    storage.record_heartbeat(trial)
+    assert storage._get_stale_trial_ids(number) == []
+    time.sleep(2.2)
+    assert storage._get_stale_trial_ids(number) == [trial]
+    assert is_heartbeat_enabled(storage)
 
 
 def invoke(*arguments: object):
