@@ -130,6 +130,10 @@ RULES = (
     Rule(r"(nanhunt (show|explain|repro|diff|subjects|init|gate).*)", runs="{0}"),
     Rule(r"nanhunt --(show|install)-completion", by="tests/test_packaging.py",
          words="--show-completion"),
+    # Of a trained checkpoint; its parts and their arguments are tested.
+    Rule(r"export OMP_NUM_THREADS=1", by="tests/ris_model/conftest.py", words="one_thread"),
+    Rule(r"python benchmarks/ris\.py .*", by="tests/ris_model/test_evaluation.py",
+         words="def test_the_benchmark_names_its_parts"),
     # A training: tests/ris_model takes the same words at the smallest size.
     Rule(r"ris-model train .*", by="tests/ris_model/test_train_command.py", words='"train"'),
     Rule(r"ris-model evaluate .*", by="tests/ris_model/test_evaluation.py", words='"evaluate"'),

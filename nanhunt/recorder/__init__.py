@@ -6,9 +6,8 @@ what an op's schema says, `frames` the line of the user, `flow` where non-finite
 overlap, `passing` what passes the modules, `scope` what else is asked for.
 `kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from;
 `captured` copies the operands of a few ops. `threads` lets all this go on in the threads of a step,
-`eager` runs compiled code as written, `entries` makes the records, `oblivion` lets go of old ones.
-`halves` finds the ops of the loss in half precision without recording a step.
-Nothing here judges: what a birth means is decided in `analysis`.
+`eager` runs compiled code as written, `entries` makes the records, `oblivion` lets go of old ones,
+`halves` finds ops of the loss in half precision. What a birth means is decided in `analysis`.
 """
 
 from nanhunt.recorder.ancestry import inquire

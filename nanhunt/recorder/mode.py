@@ -266,14 +266,8 @@ class Recorder(OwnMode):
             None,
         )
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
-        if (
-            poison
-            or self._is_busy
-            or (
-                info.is_screened
-                and (info.is_collective or not is_cleared(info.shortcut, args, returned, outputs))
-            )
-        ):
+        is_met = poison or self._is_busy or info.is_collective
+        if is_met or (info.is_screened and not is_cleared(info.shortcut, args, returned, outputs)):
             found = [returned] if outputs is None else outputs
             self._follow(event, Call(info, args, kwargs or {}), node, before, found)
         else:

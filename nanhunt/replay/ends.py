@@ -30,13 +30,12 @@ def read_sink(
     order: int = 0,
 ) -> Sink:
     """Count one tensor and, if it is not finite, ask the recorder who made it so."""
-    facts = measurement.count(measurement.local(tensor).detach())
+    own = measurement.local(tensor)
+    facts = measurement.count(own.detach())
     if facts.is_finite:
         return Sink(kind, name, facts, group, order=order)
-    where = measurement.first_indices(
-        measurement.nonfinite_mask(measurement.local(tensor).detach())
-    )
-    last = recorder.sources_of(tensor) if recorder else ()
+    where = measurement.first_indices(measurement.nonfinite_mask(own.detach()))
+    last = recorder.sources_of(own) if recorder else ()
     return Sink(kind, name, facts, group, last, where[0] if where else (), order)
 
 

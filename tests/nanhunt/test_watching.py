@@ -605,7 +605,7 @@ def another():
         (lambda m, o: {"budget": "long"}, r"budget is the seconds"),
         (lambda m, o: {"variants": ["fp65"]}, r"no precision is called 'fp65'; did you mean fp64"),
         (lambda m, o: {"variants": "fp64"}, r"variants are names, as in \['fp64'\]"),
-        (lambda m, o: {"log": "file"}, r"log is to be a function; got an object of type str"),
+        (lambda m, o: {"log": 3}, r"log is the name of a CSV file, something with add"),
         (lambda m, o: {"subject": 3}, r"subject names a factory"),
         (lambda m, o: {"groups": 3}, r"groups maps names to prefixes"),
         (lambda m, o: {"optimizer": [lbfgs(m), o]}, r"LBFGS, steps alone; got 2 optimizers"),
