@@ -350,7 +350,12 @@ def ran(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "report.json"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8", "IPYTHONDIR": str(tmp_path)},
+            # IPython warns of a virtual environment that is active and not the one it runs in.
+            env={
+                **{name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
+                "PYTHONIOENCODING": "utf-8",
+                "IPYTHONDIR": str(tmp_path),
+            },
             capture_output=True,
             check=False,
             encoding="utf-8",
