@@ -33,16 +33,13 @@ class WatchCallback(TrainerCallback):
         self._release()
         if args.logging_nan_inf_filter:
             warnings.warn(
-                "Transformers leaves non-finite losses out of its log "
-                "(logging_nan_inf_filter=True): a falling loss there does not say that all steps "
-                "were finite",
+                "Transformers leaves non-finite losses out of its log (logging_nan_inf_filter="
+                "True): a falling loss there does not say that all steps were finite",
                 stacklevel=2,
             )
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        own = {
-            "scaler": getattr(optimizer, "scaler", None),
-            "accumulate": args.gradient_accumulation_steps,
-        }
+        scaler, parts = getattr(optimizer, "scaler", None), args.gradient_accumulation_steps
+        own = {"scaler": scaler, "accumulate": parts}
         bare = getattr(optimizer, "optimizer", optimizer)  # Accelerate puts one around it
         self.watch = watch(model, bare, **{**own, **self._choices})
         self._hooks = [
