@@ -14,7 +14,7 @@ from nanhunt.watching.keeping import Keeping
 from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Kept, Previous
-from nanhunt.watching.ranks import Ranks, are_several
+from nanhunt.watching.ranks import Ranks, are_several, rank_here
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scene import PastStep, Scene
 from nanhunt.watching.verdict import bad_parameters, tell_parameters, tell_seen
@@ -76,7 +76,7 @@ class Court:
         key = (merged.rank, *(name_of(finding) for finding in first))
         is_new = key not in self._shared_keys
         self._shared_keys.add(key)
-        return replace(case, report=merged, is_new=is_new and self._ranks.rank == 0)
+        return replace(case, report=merged, is_new=is_new and rank_here() == 0)
 
     @staticmethod
     def _note_sanitising(now: Running) -> None:

@@ -21,7 +21,7 @@ from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Previous
 from nanhunt.watching.pulse import clip, flag_gradients, measure_norms, take_pulse
-from nanhunt.watching.ranks import Ranks, are_several
+from nanhunt.watching.ranks import agree, are_several
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scaling import Scaling
 from nanhunt.watching.verdict import judge
@@ -53,7 +53,7 @@ class Watch:
         keeps = choices.keep_previous and not choices.needs_closure
         self._previous = Previous(self._held, choices.optimizers) if keeps else None
         self._court = Court(choices, self._held, self._previous)
-        self._agree = choices.agree or (Ranks(choices.model).agree if are_several() else None)
+        self._agree = choices.agree or (agree if are_several() else None)
         self._scaling = Scaling(choices.live_scaler, choices.optimizers)
         self._journal = Journal(choices.log)
         self._clock = Clock()

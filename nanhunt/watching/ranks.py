@@ -39,6 +39,12 @@ def rank_here() -> int:
     return distributed.get_rank() if are_several() else 0
 
 
+def agree(alarm: Tensor) -> Tensor:
+    """The largest of all processes' numbers."""
+    distributed.all_reduce(alarm, distributed.ReduceOp.MAX)
+    return alarm
+
+
 class Ranks:
     """The processes around one watch; with one process nothing of this does anything."""
 
@@ -48,22 +54,12 @@ class Ranks:
         self._asked = 0
 
     @property
-    def rank(self) -> int:
-        """The number of this process."""
-        return rank_here()
-
-    @property
     def must_replay_together(self) -> bool:
         """Whether the forward of the model waits for the other processes."""
         return are_several() and (
             any(map(is_distributed, self._model.parameters()))
             or any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules())
         )
-
-    def agree(self, alarm: Tensor) -> Tensor:
-        """The largest of all processes' numbers."""
-        distributed.all_reduce(alarm, distributed.ReduceOp.MAX)
-        return alarm
 
     @contextlib.contextmanager
     def apart(self, others: Iterable[nn.Module] = ()) -> Iterator[None]:
@@ -90,7 +86,7 @@ class Ranks:
             return report
         self._asked += 1
         answers = self._exchange(store.dump(report))
-        found = {self.rank: report}
+        found = {rank_here(): report}
         for rank, text in answers.items():
             with contextlib.suppress(NanhuntError):
                 found[rank] = store.parse(text, origin=f"the report of rank {rank}")
@@ -103,7 +99,7 @@ class Ranks:
         end = monotonic() + PATIENCE
         found: dict[int, str] = {}
         with contextlib.suppress(RuntimeError):  # the store itself is gone
-            shared.set(f"{prefix}/{self.rank}", text)
+            shared.set(f"{prefix}/{rank_here()}", text)
             for rank in range(distributed.get_world_size()):
                 left = timedelta(seconds=max(end - monotonic(), 0.01))
                 with contextlib.suppress(RuntimeError):
