@@ -65,25 +65,39 @@ def train(  # noqa: PLR0913  the options of the command
 
     The same command under `torchrun --nproc-per-node K` shares every batch among K processes.
     """
-    from ris_model.training.loop import StalledError
     from ris_model.training.ranks import join_ranks
 
     shards = None if data is None else str(data.resolve())
     request = Request(preset, profile, steps, batch, amp, seed, shards, curriculum, config)
     with answering_wrong_input(), join_ranks(device) as ranks, _watching_signals() as signals:
-        trainer, listeners = _prepare(request, out, ranks, resume=resume, signals=signals)
-        try:
-            ending = trainer.run()
-        except StalledError as error:
-            _report_stall(error, trainer.setting.origin, ranks)
-            raise typer.Exit(1) from None
-        finally:
-            for listener in listeners:
-                listener.close()
-    if ranks.leads:
-        _report_end(trainer, ending, out)
+        ending = _train(request, out, ranks, resume=resume, signals=signals)
     if ending == "interrupted":
         raise typer.Exit(128 + signals[0])
+
+
+def _train(
+    request: Request,
+    out: Path,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    signals: list[int],
+) -> str:
+    """Train to an end, and return which; nothing of the run is left behind, as `Ranks` asks."""
+    from ris_model.training.loop import StalledError
+
+    trainer, listeners = _prepare(request, out, ranks, resume=resume, signals=signals)
+    try:
+        ending = trainer.run()
+    except StalledError as error:
+        _report_stall(error, trainer.setting.origin, ranks)
+        raise typer.Exit(1) from None
+    finally:
+        for listener in listeners:
+            listener.close()
+    if ranks.leads:
+        _report_end(trainer, ending, out)
+    return ending
 
 
 def _prepare(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +68,8 @@ class Ranks:
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone; NCCL on CUDA, gloo on the CPU.
 
+    What holds a wrapped model is to be gone when the context ends.
+
     Args:
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
 
@@ -79,10 +83,15 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    # `DistributedDataParallel` imports it; imported later, it would keep the group for ever
+    importlib.import_module("torch._dynamo")
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Ranks(rank=dist.get_rank(), world=world, device=place)
     finally:
+        # the threads of gloo end with the last reference to the group, which is in the cycles of
+        # a wrapped model; one that wakes up while Python finalizes aborts the process
+        gc.collect()
         dist.destroy_process_group()
 
 

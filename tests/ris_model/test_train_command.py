@@ -41,9 +41,14 @@ def invoke(*arguments: object):
 def launch(*arguments: object, ranks: int = 1) -> subprocess.Popen:
     """Start a command in a process of its own, or in several."""
     several = ("torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "-m")
-    command = [sys.executable, "-m", *(several if ranks > 1 else ()), "ris_model", *arguments]
+    module = ("-m", *(several if ranks > 1 else ()), "ris_model")
+    return start(*module, *arguments)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Start Python, and listen to both of its outputs."""
     return subprocess.Popen(
-        list(map(str, command)),
+        [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -167,6 +172,22 @@ def test_two_processes_train_as_one(config, whole, tmp_path):
     assert moved > 0.1
     assert apart < 1e-2 * moved
     assert two.state["counters"]["best"] == pytest.approx(one.state["counters"]["best"], rel=1e-3)
+
+
+def test_no_thread_outlives_the_training(config, tmp_path):
+    """One of gloo that wakes up while Python finalizes would abort the process."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "from ris_model.__main__ import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "threads = pathlib.Path('/proc/self/task').glob('*/comm')\n"
+        "print('left:', [t.read_text() for t in threads if 'gloo' in t.read_text()])\n"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    training = ("train", "--config", config, "--steps", 5, "--out", tmp_path / "out")
+    said = start(*torchrun, script, *training).communicate(timeout=120)[0]
+    assert said.count("left: []") == 2, said
 
 
 def load_initial():
