@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nanhunt.records import Operand, Passage, Spectrum, TensorFacts
 
@@ -25,6 +26,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+# Private names of torch that this stands on; checked with the versions in pyproject.toml.
+_is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded  # noqa: SLF001
+_PYTHON = torch._C.DispatchKey.Python  # noqa: SLF001
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
 # From this size on the dot product's speed outweighs the two calls that it takes.
 _LARGE = 65536
@@ -45,7 +51,20 @@ def has_values(tensor: Tensor) -> bool:
     """Whether there are numbers to look at: a tracer's stand-in for a tensor has none."""
     if tensor.is_meta or torch._is_functional_tensor(tensor):  # noqa: SLF001 - no public name
         return False
-    return type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor")
+    return type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor") and not is_shut(tensor)
+
+
+def is_shut(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are anywhere but in its memory, and nobody knows where.
+
+    Where the dispatcher that would know is off, reading them ends the process.
+    """
+    if type(tensor) in _PLAIN or local(tensor) is not tensor or not _is_excluded(_PYTHON):
+        return False
+    try:
+        return tensor.untyped_storage().data_ptr() == 0 and tensor.numel() > 0
+    except RuntimeError:
+        return True
 
 
 def suspects(tensors: Sequence[Tensor]) -> list[int]:
@@ -65,11 +84,30 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; to look at it nobody else is asked."""
-    split: Any = tensor
-    # Its own way there, `to_local`, goes through the dispatcher, which may be switched off.
-    part: Tensor = split._local_tensor if is_distributed(tensor) else tensor  # noqa: SLF001
-    return part
+    """The plain tensor in which the numbers are that this process can read without asking others.
+
+    Of a distributed tensor that is its part here, of another one that is made of tensors the first
+    with floating-point numbers. The tensor's own ways there go through the dispatcher, which may be
+    switched off.
+    """
+    while type(tensor) not in _PLAIN:
+        inner = _inner(tensor)
+        if inner is None:
+            break
+        tensor = inner
+    return tensor
+
+
+def _inner(tensor: Tensor) -> Tensor | None:
+    held: Any = tensor
+    if is_distributed(tensor):
+        part: Tensor = held._local_tensor  # noqa: SLF001 - no public name that does not dispatch
+        return part
+    if not is_traceable_wrapper_subclass(tensor):
+        return None
+    parts = (getattr(held, name) for name in held.__tensor_flatten__()[0])
+    tensors = (part for part in parts if isinstance(part, Tensor))
+    return next(filter(can_be_nonfinite, tensors), None)
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -125,7 +163,7 @@ def _tally(values: Tensor) -> tuple[int, int, int]:
     On a CPU numpy counts: its `isnan` and `count_nonzero` take a seventh of the time of torch's
     `isnan().sum()`.
     """
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or type(values) not in _PLAIN:
         nan = torch.isnan(values)
         infinite = torch.isinf(values) & ~nan
         negative = values == -torch.inf if not values.is_complex() else torch.zeros_like(nan)
@@ -163,7 +201,7 @@ def read_passage(
     """
     if not can_be_nonfinite(tensor) or tensor.is_meta or tensor.numel() == 0:
         return None
-    values = dense(tensor.detach())
+    values = dense(tensor).detach()
     if values.is_complex():
         values = values.abs()
     if values.dtype not in _WIDE:
@@ -183,7 +221,7 @@ def read_passage(
 def nonfinite_mask(tensor: Tensor) -> Tensor:
     """Boolean tensor of the same shape, True at NaN and infinities."""
     values = dense(tensor)
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or type(values) not in _PLAIN:
         return ~torch.isfinite(values)
     return torch.from_numpy(np.asarray(~np.isfinite(_array(values))))
 
@@ -228,7 +266,7 @@ def read_operand(role: str, tensor: Tensor, mask: Tensor | None) -> Operand:
     `smallest` and `largest`.
     """
     facts = count(tensor)
-    values = dense(tensor.detach())
+    values = dense(tensor).detach()
     if tensor.is_meta or values.numel() == 0 or values.is_quantized:
         return Operand(role, facts)
     if values.is_complex():

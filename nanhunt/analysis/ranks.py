@@ -1,6 +1,6 @@
 """One report of several processes that took a step together: who of them made the value."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from nanhunt.causes import base_name
@@ -9,14 +9,18 @@ from nanhunt.records import Finding, Rank, RankState, Report
 RECEIVED = "received_from_another_rank"
 
 
-def merge_ranks(reports: Mapping[int, Report], size: int) -> Report:
+def merge_ranks(reports: Mapping[int, Report], size: int, finite: Collection[int] = ()) -> Report:
     """The report of the lowest rank whose own trace holds the birth, with a row for every rank.
 
     Args:
-        reports: of the ranks that answered, at least one; each is of a replay of its own part.
+        reports: of the ranks that answered, at least one; each is of its own part of the step.
         size: the number of processes.
+        finite: ranks without a report that have said that their part is finite.
     """
-    rows = tuple(_row(rank, reports.get(rank)) for rank in range(size))
+    rows = tuple(
+        Rank(rank, "finite") if rank in finite else _row(rank, reports.get(rank))
+        for rank in range(size)
+    )
     told = min(reports, key=lambda rank: (_ORDER.index(rows[rank].state), rank))
     report = reports[told]
     if rows[told].state == "culprit":

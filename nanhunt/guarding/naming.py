@@ -19,7 +19,7 @@ def bad_among(tensors: Sequence[Tensor]) -> list[int]:
     if any(map(is_lazy, tensors)):
         return [i for i, t in enumerate(tensors) if not is_lazy(t) and bad_among([t])]
     found = measurement.suspects(tensors)
-    return [i for i in found if not measurement.count(tensors[i].detach()).is_finite]
+    return [i for i in found if not measurement.count(tensors[i]).is_finite]
 
 
 class Names:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from nanhunt import measurement
 from nanhunt.analysis import Suspect, find_suspects
 from nanhunt.errors import NonFiniteError
 from nanhunt.guarding import wording
@@ -159,7 +160,7 @@ class Observer:
             if not isinstance(root, Tensor) or root.numel() != 1:
                 continue  # what is no single number is no loss
             known = next((loss for scaled, loss in self._unscaled if scaled() is root), None)
-            loss = self._loss = root.detach() if known is None else known
+            loss = self._loss = measurement.local(root.detach() if known is None else known)
             with unrecorded(), torch.no_grad():
                 if not bad_among([loss]):
                     continue

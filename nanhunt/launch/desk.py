@@ -13,6 +13,7 @@ from nanhunt.records import Report
 from nanhunt.report.short import tell
 
 FOUND = 1  # the exit code of a program with findings
+_REMARKS = 5  # about single steps; the others are only counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Desk:
         self._folder = order.out.absolute()
         self._told: set[object] = set()
         self._is_writable = True
+        self._remarks = 0
         rank = os.environ.get("RANK", "")  # as torchrun gives it to each of its processes
         self._rank = rank if rank.isdecimal() else ""
         self._head = f"nanhunt, rank {rank}" if self._rank else "nanhunt"
@@ -51,8 +53,18 @@ class Desk:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             print(f"{self._head}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def deliver(self, report: Report, *, when: str) -> bool:
-        """Tell a report unless it was told already; whether it is new."""
+    def remark(self, text: str) -> None:
+        """Say something about a single step, unless much was said already."""
+        self._remarks += 1
+        if self._remarks <= _REMARKS:
+            is_last = self._remarks == _REMARKS
+            self.say(text + ("; more of this is only counted" if is_last else ""))
+
+    def deliver(self, report: Report, *, when: str, aloud: bool = True) -> bool:
+        """Tell a report unless it was told already; whether it is new.
+
+        It is only taken note of where it is not to be told aloud: another process does that.
+        """
         first = report.culprits[0] if report.culprits else None
         key: object = report.headline
         if first is not None:
@@ -60,6 +72,8 @@ class Desk:
         if key in self._told:
             return False
         self._told.add(key)
+        if not aloud:
+            return True
         whole = replace(
             report,
             command=self._order.command,
@@ -81,7 +95,9 @@ class Desk:
         """Save the report under the next free name; the name, or nothing where that fails."""
         if not self._is_writable:
             return ""
-        stem = f"{self._order.name}-rank{self._rank}" if self._rank else self._order.name
+        # What a rank tells alone has it in the name; a merged report is that of all ranks.
+        is_alone = self._rank and not report.ranks
+        stem = f"{self._order.name}-rank{self._rank}" if is_alone else self._order.name
         number = 1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

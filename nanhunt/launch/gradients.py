@@ -26,6 +26,17 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [grad for parameter in parameters if (grad := parameter.grad) is not None]
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be waited for."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def losses_among(roots: Iterable[Any]) -> list[Tensor]:
+    """What a backward starts from, where it is a single number."""
+    tensors = (root for root in roots if isinstance(root, Tensor) and root.is_floating_point())
+    return [measurement.local(root.detach()) for root in tensors if root.numel() == 1]
+
+
 def are_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all elements are finite: memory speed, one wait for each device."""
     with unrecorded(), torch.no_grad():
@@ -35,7 +46,7 @@ def are_finite(tensors: Sequence[Tensor]) -> bool:
 def bad_among(tensors: Sequence[Tensor]) -> list[int]:
     """Positions of the tensors that hold NaN or an infinity, counted exactly."""
     with unrecorded(), torch.no_grad():
-        locals_ = [_local(tensor.detach()) for tensor in tensors]
+        locals_ = [measurement.local(tensor) for tensor in tensors]
         found = measurement.suspects(locals_)
         return [i for i in found if not measurement.count(locals_[i]).is_finite]
 
@@ -66,7 +77,7 @@ def _are_others_clear(tensors: Sequence[Tensor]) -> bool:
     for tensor in tensors:
         if not measurement.can_be_nonfinite(tensor) or is_lazy(tensor):
             continue
-        values = _local(tensor.detach())
+        values = measurement.local(tensor)
         if not measurement.has_values(values):
             continue
         if values.is_cpu or values.is_complex() or values.layout is not torch.strided:
@@ -82,9 +93,3 @@ def _are_others_clear(tensors: Sequence[Tensor]) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.is_contiguous() and type(tensor) is Tensor
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Its part in this process, where it is spread over several: a look must not communicate."""
-    part: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return part

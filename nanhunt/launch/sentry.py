@@ -21,13 +21,20 @@ from nanhunt.launch import optimizers
 from nanhunt.launch.alarm import Alarm
 from nanhunt.launch.buffers import Buffers
 from nanhunt.launch.caution import Cautiously, around
+from nanhunt.launch.company import Company
 from nanhunt.launch.desk import Desk, Order
-from nanhunt.launch.gradients import are_finite, bad_among, gradients_of, parameters_of
+from nanhunt.launch.gradients import (
+    are_finite,
+    bad_among,
+    gradients_of,
+    is_capturing,
+    losses_among,
+    parameters_of,
+)
 from nanhunt.launch.ledger import Ledger, count
 from nanhunt.records import Report
 
 _LOSSES = 16  # of backwards since the last step, that are looked at with its gradients
-_REMARKS = 5  # about single steps; the others are only counted
 
 Call = tuple[Any, ...]
 
@@ -43,6 +50,7 @@ class Sentry:
         self._is_off = False
         self._alarm = Alarm(self._found, self._give_up)
         self._buffers = Buffers()
+        self._company = Company()
         self._stack = contextlib.ExitStack()
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # How many backwards there had been when the gradients of one were looked at last.
@@ -55,7 +63,6 @@ class Sentry:
         self._handled = -1  # the number of backwards at which a step was withheld
         self._thread = threading.get_ident()
         self._quiet = 0
-        self._remarks = 0
 
     def attach(self) -> None:
         """Begin: torch is there."""
@@ -89,7 +96,10 @@ class Sentry:
                 self._buffers.find(parameters_of(optimizer))
 
     def _before_step(self, optimizer: Optimizer, args: Call, kwargs: Any) -> Any:
-        if self._is_off or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return None
+        if self._is_off:  # the others still ask
+            self._company.agree(parameters_of(optimizer) if self._is_light else (), is_bad=False)
             return None
         with self._cautiously():
             return self._look(optimizer, args, kwargs)
@@ -119,7 +129,11 @@ class Sentry:
             self._ledger.unseen += 1
             return None
         self._ledger.steps += 1
-        if not self._is_light or _is_capturing():
+        if is_capturing():
+            return None
+        if not self._is_light:
+            gradients = gradients_of(parameters_of(optimizer))
+            self._company.note_gradients(self._ledger.backwards, gradients)
             return None
         closure = optimizers.closure_of(args, kwargs)
         if closure is not None:
@@ -146,11 +160,17 @@ class Sentry:
         gradients = gradients_of(parameters)
         losses = list(self._losses)
         self._losses.clear()
-        if are_finite([*gradients, *losses]):
+        is_fine = are_finite([*gradients, *losses])
+        bad = [] if is_fine else bad_among(gradients)
+        if self._alarm.is_on:
+            self._company.note_gradients(self._ledger.backwards, gradients)
+        if self._company.agree(parameters, is_bad=bool(bad)) and not bad:
+            self._withhold(optimizer, parameters, "gradients of another rank")
+            return
+        if is_fine:
             self._buffers.keep()
             self._note_quiet()
             return
-        bad = bad_among(gradients)
         if bad:
             if self._alarm.observer is not None:
                 self._alarm.observer.look_at_gradients(parameters, None)
@@ -226,7 +246,7 @@ class Sentry:
         # What a failed backward has left, here or with others, is no failure of its own.
         is_known = optimizer in self._tainted or self._handled == backwards
         self._tainted.discard(optimizer)
-        if is_known or self._seen.get(optimizer, 0) == backwards or _is_capturing():
+        if is_known or self._seen.get(optimizer, 0) == backwards or is_capturing():
             return
         if optimizer in self._seen:
             self._seen[optimizer] = backwards
@@ -254,8 +274,11 @@ class Sentry:
         with self._cautiously():
             if kwargs.get("accumulate_grad"):
                 self._ledger.backwards += 1
+                losses = losses_among(args[0])
                 if self._is_light and self._scaler is None:
-                    self._losses.extend(root.detach() for root in args[0] if _is_loss(root))
+                    self._losses.extend(losses)
+                if self._alarm.is_on:
+                    self._company.note_loss(self._ledger.backwards, losses)
             if not self._alarm.is_wanted:
                 self._alarm.follow()
         returned = self._pass_on("backward", run, args, kwargs)
@@ -343,7 +366,12 @@ class Sentry:
             first = self._ledger.withheld[0]
             when += f" (a failure was first met at step {first}, which was withheld)"
         self._quiet = 0
-        if self._desk.deliver(report, when=when):
+        backward = self._ledger.backwards
+        if self._company.is_there:
+            report = self._company.merge(report, backward)
+        is_new = self._desk.deliver(report, when=when, aloud=self._company.tells)
+        self._company.end_telling(backward)
+        if is_new:
             self._ledger.culprits += 1
             if not self._order.keep_going:
                 self._is_off = True
@@ -351,13 +379,9 @@ class Sentry:
             self._desk.end()
 
     def _remark(self, text: str) -> None:
-        """Say something about a step, unless much was said already."""
-        self._remarks += 1
-        if self._remarks > _REMARKS:
-            return
+        """Say something about a step, and what the recorder does now."""
         rest = "" if self._alarm.is_on else "; the recorder goes on until it comes again"
-        last = "; more of this is only counted" if self._remarks == _REMARKS else ""
-        self._desk.say(f"optimizer step {self._ledger.tried} {text}{rest}{last}")
+        self._desk.remark(f"optimizer step {self._ledger.tried} {text}{rest}")
 
     def _cautiously(self) -> Cautiously:
         return Cautiously(self._give_up)
@@ -372,12 +396,3 @@ class Sentry:
         place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
         self._ledger.failure = f"nanhunt failed with {type(error).__name__}: {error}{place}"
         self._desk.say(f"{self._ledger.failure}; the program goes on unwatched")
-
-
-def _is_loss(root: Any) -> bool:
-    return isinstance(root, Tensor) and root.numel() == 1 and root.is_floating_point()
-
-
-def _is_capturing() -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be waited for."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -30,6 +30,7 @@ _HARMLESS = 0.5
 
 def storage_key(tensor: Tensor) -> int:
     """Identity of the memory that a tensor looks at; 0 where it has none of its own."""
+    tensor = measurement.local(tensor)
     try:
         if tensor.layout is not torch.strided:
             tensor = measurement.dense(tensor)

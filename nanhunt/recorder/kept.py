@@ -98,7 +98,7 @@ def element(tensor: Tensor, where: Where) -> float | None:
         return None
     if tensor.layout is not torch.strided:
         return None  # its values stand in another shape than its own
-    value = measurement.dense(tensor.detach())[where].item()
+    value = measurement.dense(tensor).detach()[where].item()
     return abs(value) if isinstance(value, complex) else float(value)
 
 

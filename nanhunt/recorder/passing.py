@@ -2,24 +2,35 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _pop_mode, _push_mode
 
 from nanhunt import measurement
 from nanhunt.records import Passage
 
 # Private names of torch that this stands on; checked with the versions in pyproject.toml.
 _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
+_depth: Callable[[], int] = torch._C._len_torch_dispatch_stack  # noqa: SLF001
 _unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped  # noqa: SLF001
 
 
-def unrecorded() -> contextlib.AbstractContextManager[Any]:
-    """Measure below every dispatch mode: neither recorded nor changed by an intervention."""
-    guard: contextlib.AbstractContextManager[Any] = torch._C._DisableTorchDispatch()  # noqa: SLF001
-    return guard
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Measure below every dispatch mode: neither recorded nor changed by an intervention.
+
+    Tensors that are made of others keep their own dispatch, without which reading one ends the
+    process.
+    """
+    modes = [_pop_mode() for _ in range(_depth())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

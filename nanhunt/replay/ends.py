@@ -165,16 +165,13 @@ def fingerprint(loss: Tensor, model: nn.Module, *, scale: float = 1.0) -> str:
     is not the same under a recorder.
     """
     digest = hashlib.blake2b(digest_size=16)
-    gradients = (p.grad for p in model.parameters())
-    if scale != 1.0:
-        gradients = (g if g is None else g / scale for g in gradients)
-    for tensor in (loss, *gradients):
+    for position, tensor in enumerate((loss, *(p.grad for p in model.parameters()))):
         if tensor is None:
             digest.update(b"none")
             continue
-        values = (
-            measurement.dense(measurement.local(tensor).detach()).contiguous().reshape(-1).cpu()
-        )
+        values = measurement.dense(tensor).detach().contiguous().reshape(-1).cpu()
+        if position and scale != 1.0:
+            values = values / scale
         if values.is_complex():
             values = torch.view_as_real(values).reshape(-1)
         if values.dtype in _WITH_NAN and measurement.is_suspect(values):

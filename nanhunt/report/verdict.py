@@ -49,7 +49,7 @@ _REPEATED: dict[bool | None, tuple[str, ...]] = {
 _RANKS: dict[RankState, str] = {
     "culprit": "the value is born in its own part of the step",
     "received": "its part is finite until it receives the value from another rank",
-    "finite": "its own part of the step, replayed alone, is finite",
+    "finite": "its own part of the step is finite",
     "unexplained": "cannot tell",
     "missing": "did not answer in time, not checked",
 }

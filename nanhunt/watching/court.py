@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from nanhunt.errors import NonFiniteError
+from nanhunt.processes import are_several, rank_here
 from nanhunt.records import SANITISED
 from nanhunt.replay.ends import fingerprint
 from nanhunt.watching import telling
@@ -14,7 +15,7 @@ from nanhunt.watching.keeping import Keeping
 from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Kept, Previous
-from nanhunt.watching.ranks import Ranks, are_several, rank_here
+from nanhunt.watching.ranks import Ranks
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scene import PastStep, Scene
 from nanhunt.watching.verdict import bad_parameters, tell_parameters, tell_seen

@@ -37,7 +37,7 @@ class Drift:
 
 
 def _some(parameter: Tensor) -> Tensor:
-    values = local(parameter.detach())
+    values = local(parameter).detach()
     if values.is_complex():
         values = torch.view_as_real(values)
     flat = values.reshape(-1) if values.is_contiguous() else values.flatten()

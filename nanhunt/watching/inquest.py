@@ -13,6 +13,7 @@ from nanhunt import analysis
 from nanhunt.errors import NanhuntError
 from nanhunt.hunting import Plan, investigate
 from nanhunt.places import told_finding
+from nanhunt.processes import are_several
 from nanhunt.recorder import Scope
 from nanhunt.records import Finding, Report, Run, Verdict
 from nanhunt.replay import Replay, draw_batch, replay
@@ -23,7 +24,6 @@ from nanhunt.versions import versions
 from nanhunt.watching import doubts
 from nanhunt.watching.choices import Choices
 from nanhunt.watching.keeping import Keeping
-from nanhunt.watching.ranks import are_several
 from nanhunt.watching.scene import PastStep, Scene
 
 _Key: TypeAlias = tuple[object, ...]

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 
 from nanhunt.capsule import CapsuleFolder, capture
+from nanhunt.processes import rank_here
 from nanhunt.subject import told
-from nanhunt.watching.ranks import rank_here
 from nanhunt.watching.scene import Scene
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nanhunt.errors import UsageError
+from nanhunt.processes import agree, are_several
 from nanhunt.records import Figures, Why
 from nanhunt.watching.call import Call, loss_of
 from nanhunt.watching.choices import Choices
@@ -21,7 +22,6 @@ from nanhunt.watching.moment import Moment, tables_of
 from nanhunt.watching.outcome import Outcome
 from nanhunt.watching.previous import Previous
 from nanhunt.watching.pulse import clip, flag_gradients, measure_norms, take_pulse
-from nanhunt.watching.ranks import agree, are_several
 from nanhunt.watching.running import Part, Running
 from nanhunt.watching.scaling import Scaling
 from nanhunt.watching.verdict import judge

@@ -126,7 +126,7 @@ def take_pulse(
         norms = list(total_norms(norms))
     home = losses[0].device
     ends = [*losses, *flags] if scale is None else [*losses, *flags, scale]
-    row = torch.stack([n.to(home) for n in norms] + [end.reshape(()).to(home) for end in ends])
+    row = torch.stack([measurement.local(end).reshape(()).to(home) for end in [*norms, *ends]])
     if agree is not None:
         alarm = agree(row.isfinite().all().logical_not().to(torch.float32))
         row = torch.cat([row, alarm.reshape(1).to(home)])

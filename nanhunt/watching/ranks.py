@@ -8,10 +8,7 @@ processes) can be replayed by all together only: each takes the same one replay 
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
-from time import monotonic
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,29 +17,11 @@ from nanhunt import store
 from nanhunt.analysis import merge_ranks
 from nanhunt.errors import NanhuntError
 from nanhunt.measurement import is_distributed
+from nanhunt.processes import are_several, gather, rank_here, write_down
 from nanhunt.records import Report
 
-# Seconds in which all are to answer. They are asked through the key-value store of the group, where
-# reading has a time limit; a process that died leaves the others' reports where they are.
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds in which all are to have told their reports
 _numbers = itertools.count()
-
-
-def are_several() -> bool:
-    """Whether this process trains together with others."""
-    is_on = distributed.is_available() and distributed.is_initialized()
-    return is_on and distributed.get_world_size() > 1
-
-
-def rank_here() -> int:
-    """The number of this process."""
-    return distributed.get_rank() if are_several() else 0
-
-
-def agree(alarm: Tensor) -> Tensor:
-    """The largest of all processes' numbers."""
-    distributed.all_reduce(alarm, distributed.ReduceOp.MAX)
-    return alarm
 
 
 class Ranks:
@@ -85,27 +64,13 @@ class Ranks:
         if not are_several():
             return report
         self._asked += 1
-        answers = self._exchange(store.dump(report))
+        key = f"nanhunt/{self._number}/{self._asked}"
+        write_down(key, store.dump(report))
         found = {rank_here(): report}
-        for rank, text in answers.items():
+        for rank, text in gather(key, PATIENCE).items():
             with contextlib.suppress(NanhuntError):
                 found[rank] = store.parse(text, origin=f"the report of rank {rank}")
         return merge_ranks(found, distributed.get_world_size())
-
-    def _exchange(self, text: str) -> Mapping[int, str]:
-        """The texts of all processes, by rank; of those that answered in time."""
-        shared: Any = distributed.distributed_c10d._get_default_store()  # noqa: SLF001
-        prefix = f"nanhunt/{self._number}/{self._asked}"
-        end = monotonic() + PATIENCE
-        found: dict[int, str] = {}
-        with contextlib.suppress(RuntimeError):  # the store itself is gone
-            shared.set(f"{prefix}/{rank_here()}", text)
-            for rank in range(distributed.get_world_size()):
-                left = timedelta(seconds=max(end - monotonic(), 0.01))
-                with contextlib.suppress(RuntimeError):
-                    shared.wait([f"{prefix}/{rank}"], left)
-                    found[rank] = shared.get(f"{prefix}/{rank}").decode("utf-8")
-        return found
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def judge(pulse: Pulse, *, is_scaled: bool, overflows: int) -> Why:
 def bad_parameters(held: Held) -> list[int]:
     """Positions of the parameters that are not finite."""
     found = suspects(held.parameters)
-    return [i for i in found if not count(held.parameters[i].detach()).is_finite]
+    return [i for i in found if not count(held.parameters[i]).is_finite]
 
 
 def tell_seen(why: Why, pulse: Pulse, step: int) -> str:

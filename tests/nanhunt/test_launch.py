@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as hooks
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from nanhunt import store
@@ -571,6 +572,22 @@ def test_memory_is_flat(watched, monkeypatch):
         held.append(told.sentry._alarm.observer.recorder.position)
     assert max(held) < 2 * caution.KEPT + 5_000 + 200
     assert told.ledger.steps in (1_000, 20_000)
+
+
+@BOTH
+def test_parameters_that_are_made_of_others(watched, tmp_path, mode):
+    """Their numbers are in other tensors; reading their own memory would end the process."""
+    net = nn.Linear(4, 3)
+    net.weight = nn.Parameter(TwoTensor(net.weight.detach(), net.weight.detach().clone()))
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    with watched(mode) as told:
+        for i in range(6):
+            sgd.zero_grad()
+            y = net(torch.randn(5, 4))
+            ((y * 0).sqrt() if i in (1, 3) else y).sum().backward()
+            sgd.step()
+    assert told.code == 1
+    assert store.load(tmp_path / "out" / "test-1.json").culprits[0].op == "aten::sqrt"
 
 
 def test_the_cheap_look():

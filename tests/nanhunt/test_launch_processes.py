@@ -66,6 +66,30 @@ for i in range(4):
     net(torch.randn(6, 4), dist.get_rank() == 1 and i in (1, 3)).backward()
     sgd.step()
 """
+SHARDS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+fully_shard(net)
+sgd = torch.optim.SGD(net.parameters(), 0.1)
+torch.manual_seed(dist.get_rank())
+for i in range(5):
+    sgd.zero_grad()
+    y = net(torch.randn(6, 4))
+    bad = sys.argv[1] if dist.get_rank() == 1 and i in (1, 3) else ""
+    loss = ((y * 0).sqrt() if bad == "backward" else y / 0 if bad == "loss" else y).sum()
+    loss.backward()
+    if bad == "part":  # of the gradients of this rank only
+        net[0].weight.grad.to_local()[0] -= torch.inf
+    sgd.step()
+whole = [p.full_tensor().isfinite().all().item() for p in net.parameters()]
+print("all finite", all(whole), flush=True)
+"""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 CLOSING = re.compile("nanhunt: watched .*\n")
 
@@ -74,16 +98,21 @@ CLOSING = re.compile("nanhunt: watched .*\n")
 def ends(tmp_path_factory):
     """Everything that these tests look at, run at the same time: code, stdout and stderr."""
     place = tmp_path_factory.mktemp("trainings")
-    for name, text in (("net", NET), ("workers", WORKERS), ("ranks", RANKS)):
+    scripts = {"net": NET, "workers": WORKERS, "ranks": RANKS, "shards": SHARDS}
+    for name, text in scripts.items():
         (place / f"{name}.py").write_text(text)
     python, run = [sys.executable], [sys.executable, "-m", "nanhunt", "run"]
     torchrun = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ranks = [*torchrun, *run[1:]]
     train = ["-m", "ris_model", "train", "--preset", "tiny", "--steps", "3"]
     commands = {
         "alone": [*python, "workers.py"],
         "full": [*run, "--mode", "full", "workers.py"],
         "failing": [*run, "workers.py", "fail"],
-        "ranks": [*torchrun, "-m", "nanhunt", "run", "ranks.py"],
+        "ranks": [*ranks, "ranks.py"],
+        "backward": [*ranks, "--mode", "full", "--out", "full", "shards.py", "backward"],
+        "loss": [*ranks, "--out", "loss", "shards.py", "loss"],
+        "part": [*ranks, "--keep-going", "--out", "part", "shards.py", "part"],
         "sound": [*run, *train, "--out", "sound"],
         "incident": [*run, "--out", "found", *train, "--out", "inc", "--profile", "incident"],
     }
@@ -118,16 +147,49 @@ def test_a_failing_program(ends):
     assert "Traceback" not in err
 
 
-def test_ranks(ends):
-    """Each writes its own report; the one that holds the birth names the line."""
+def states_of(path):
+    """The report of all ranks, and the state of each."""
+    report = store.load(path)
+    return report, [row.state for row in report.ranks]
+
+
+def test_copies_tell_one_report(ends):
+    """It is that of the rank that holds the birth, and both have withheld the same steps."""
     place, runs = ends
-    assert runs["ranks"][0] == 1
-    own = store.load(place / "nanhunt-out" / "ranks-rank1-1.json").culprits[0]
-    assert (own.op, own.source) == (
+    code, _, err = runs["ranks"]
+    assert code == 1
+    assert [path.name for path in (place / "nanhunt-out").glob("ranks*")] == ["ranks-1.json"]
+    report, states = states_of(place / "nanhunt-out" / "ranks-1.json")
+    assert (report.rank, states) == (1, ["received", "culprit"])
+    assert (report.culprits[0].op, report.culprits[0].source) == (
         "aten::sqrt",
         "return self.head((h * 0).sqrt() if bad else h).mean()  # planted",
     )
-    assert "nanhunt, rank 0: optimizer step 2 of SGD was withheld" in runs["ranks"][2]
+    assert err.count(": culprit at optimizer step 4 ") == 1
+    for rank in (0, 1):
+        assert f"nanhunt, rank {rank}: optimizer step 2 of SGD was withheld" in err
+
+
+def test_shards_tell_one_report(ends):
+    """What all received of one rank, and a loss that keeps the others waiting in their backward."""
+    place, runs = ends
+    assert [runs[name][0] for name in ("backward", "loss")] == [1, 1]
+    report, states = states_of(place / "full" / "shards-1.json")
+    assert (report.culprits[0].op, states) == ("aten::sqrt", ["received", "culprit"])
+    report, states = states_of(place / "loss" / "shards-1.json")
+    assert (report.culprits[0].op, states) == ("aten::div", ["finite", "culprit"])
+
+
+def test_shards_withhold_together(ends):
+    """Also where the gradients of one rank alone are bad."""
+    place, runs = ends
+    _, out, err = runs["part"]
+    assert out.count("all finite True") == 2
+    for step in (2, 4):
+        told = f"optimizer step {step} of SGD was withheld"
+        assert f"nanhunt, rank 0: {told}: gradients of another rank are not finite" in err
+        assert f"nanhunt, rank 1: {told}: 1 of 4 gradients are not finite" in err
+    assert states_of(place / "part" / "shards-1.json")[1] == ["finite", "culprit"]
 
 
 def test_the_trainer_of_the_project(ends):
