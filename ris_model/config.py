@@ -284,7 +284,7 @@ PRESETS: dict[str, Config] = {
         detector=DetectorSize(columns=14, rows=9, planes=5, channels=32, blocks=4),
         # no coherent pairs: in these images they are one source, and teaching that they are two
         # makes the network doubt every single one
-        training=Training(batch_size=64, steps=1800, power_spread=10.0, spread_share=0.25),
+        training=Training(batch_size=64, steps=3000, power_spread=10.0, spread_share=0.25),
         covariance=CovarianceForm(align_loading=1e-2),
     ),
     "full": Config(

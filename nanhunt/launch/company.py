@@ -19,7 +19,7 @@ from nanhunt.recorder import unrecorded
 from nanhunt.records import Report
 
 # Seconds in which the others are to answer: they come from the same communication, or go there.
-PATIENCE = 20.0
+PATIENCE = 60.0
 _PASSED = "nanhunt/run/passed"
 _FOUND = "nanhunt/run/found"
 _TOLD = "nanhunt/run/told"
