@@ -125,7 +125,7 @@ RULES = (
          words='"health"'),
     Rule(r"nanhunt run .*", by="tests/nanhunt/test_launch_processes.py", words='"nanhunt", "run"'),
     Rule(r"torchrun .* -m nanhunt run train\.py", by="tests/nanhunt/test_launch_processes.py",
-         words='"nanhunt", "run", "ranks.py"'),
+         words="[*torchrun, *run[1:]]"),
     Rule(r"(nanhunt replay (train|mymodel|examples/subject)\.py:build.*)", runs="{0}" + QUICK),
     Rule(r"(nanhunt (show|explain|repro|diff|subjects|init|gate).*)", runs="{0}"),
     Rule(r"nanhunt --(show|install)-completion", by="tests/test_packaging.py",

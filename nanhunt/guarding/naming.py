@@ -28,6 +28,9 @@ class Names:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.paths: dict[int, str] = {}
+        # Parameters of which this process has a part: a wrapper gives them their gradients behind
+        # the engine's back.
+        self.spread: dict[int, Tensor] = {}
         # While they live no other object has the `id` of one of their modules.
         self._roots: dict[str, nn.Module] = {}
 
@@ -53,6 +56,7 @@ class Names:
         paths = {id(module): _joined(prefix, name) or own for name, module in root.named_modules()}
         self.paths |= paths
         self._recorder.name_modules(paths)
+        self.spread |= {id(p): p for p in root.parameters() if measurement.is_distributed(p)}
         tensors: list[tuple[SinkKind, str, Tensor]] = [
             *(("parameter", name, tensor) for name, tensor in root.named_parameters()),
             *(("buffer", name, tensor) for name, tensor in root.named_buffers()),

@@ -124,7 +124,7 @@ class Observer:
         first = self._node_run()
         try:
             returned = run(*args, **kwargs)
-            leaves = self._leaves
+            leaves = self._leaves | self._names.spread
         finally:
             self._leaves = None
         if is_idle:
