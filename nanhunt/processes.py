@@ -38,11 +38,16 @@ def write_down(key: str, text: str) -> None:
 
 
 def read(key: str, rank: int) -> str | None:
-    """What another process has left under a key; None: nothing yet."""
+    """What a process has left under a key; None: nothing yet, or the store is gone."""
     with contextlib.suppress(RuntimeError):
-        if _store().check([f"{key}/{rank}"]):
-            return str(_store().get(f"{key}/{rank}").decode("utf-8"))
+        return _read(key, rank)
     return None
+
+
+def _read(key: str, rank: int) -> str | None:
+    name = f"{key}/{rank}"
+    store = _store()
+    return str(store.get(name).decode("utf-8")) if store.check([name]) else None
 
 
 def gather(
@@ -60,17 +65,21 @@ def gather(
     end = time.monotonic() + patience
     found: dict[int, str] = {}
     silent = list(range(distributed.get_world_size()))
-    while True:
-        for rank in tuple(silent):
-            text = read(key, rank)
-            if text is not None:
-                found[rank] = text
-            if text is not None or is_excused(rank):
-                silent.remove(rank)
-        if not silent or time.monotonic() > end:
-            return found
-        time.sleep(_PAUSE)
+    with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was to come
+        while silent and time.monotonic() < end:
+            for rank in tuple(silent):
+                text = _read(key, rank)
+                if text is not None:
+                    found[rank] = text
+                if text is not None or is_excused(rank):
+                    silent.remove(rank)
+            if silent:
+                time.sleep(_PAUSE)
+    return found
 
 
 def _store() -> Any:
-    return distributed.distributed_c10d._get_default_store()  # noqa: SLF001 - no public name
+    store = distributed.distributed_c10d._get_default_store()  # noqa: SLF001 - no public name
+    if store is None:  # as MPI has none
+        raise RuntimeError("the process group has no store")
+    return store
