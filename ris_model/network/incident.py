@@ -204,6 +204,8 @@ def describe_spectrum(factors: torch.Tensor, *, elements: int) -> torch.Tensor:
 class Localiser(nn.Module):
     """Backbone and head."""
 
+    unread = ("head.grid",)  # parameters of outputs that no loss term reads
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = Backbone(config)

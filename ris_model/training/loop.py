@@ -105,7 +105,8 @@ class Trainer:
         self.average = average(subject.model, decay=self.training.average_decay)
         # the incident's network has parameters that its loss does not reach
         unused = setting.origin.profile == "incident"
-        self.through = setting.ranks.wrap(subject.model, unused=unused)
+        unread = getattr(subject.model, "unread", ())
+        self.through = setting.ranks.wrap(subject.model, unused=unused, unread=unread)
         self.stop, self.reason = False, ""
         self.began = time.monotonic()
 

@@ -28,15 +28,19 @@ class Ranks:
         """Whether this is the one process that logs and writes."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
+    def wrap(self, model: nn.Module, *, unused: bool, unread: Sequence[str] = ()) -> nn.Module:
         """Return the model whose backward averages the gradients over the ranks.
 
         Args:
             model: on this rank's device.
             unused: whether the loss leaves some parameters without a gradient.
+            unread: beginnings of the names of those that only make outputs which no loss reads.
         """
         if self.world == 1:
             return model
+        if unread:  # the reducer would wait for whatever leads to an output
+            left_out = [n for n, _ in model.named_parameters() if n.startswith(tuple(unread))]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_out)  # noqa: SLF001 - no public name
         # the buffers follow from the configuration: they are the same everywhere
         return DistributedDataParallel(
             model, forward_sync_buffers=False, find_unused_parameters=unused

@@ -115,6 +115,7 @@ def ends(tmp_path_factory):
         "part": [*ranks, "--keep-going", "--out", "part", "shards.py", "part"],
         "sound": [*run, *train, "--out", "sound"],
         "incident": [*run, "--out", "found", *train, "--out", "inc", "--profile", "incident"],
+        "both": [*ranks, "--out", "both", *train, "--out", "inc2", "--profile", "incident"],
     }
     options = {"cwd": place, "env": ENVIRONMENT, "text": True}
     pipes = dict.fromkeys(["stdout", "stderr"], subprocess.PIPE)
@@ -204,3 +205,6 @@ def test_the_trainer_of_the_project(ends):
     culprit = store.load(place / "found" / "ris_model-1.json").culprits[0]
     assert (culprit.op, culprit.cause) == ("aten::_linalg_eigh", "degenerate_decomposition")
     assert culprit.file.endswith("ris_model/losses/incident.py")
+    assert runs["both"][0] == 1
+    report, states = states_of(place / "both" / "ris_model-1.json")
+    assert (report.culprits[0].op, states) == ("aten::_linalg_eigh", ["culprit", "culprit"])
