@@ -51,7 +51,21 @@ def has_values(tensor: Tensor) -> bool:
     """Whether there are numbers to look at: a tracer's stand-in for a tensor has none."""
     if tensor.is_meta or torch._is_functional_tensor(tensor):  # noqa: SLF001 - no public name
         return False
-    return type(tensor).__name__ not in ("FakeTensor", "FunctionalTensor") and not is_shut(tensor)
+    if type(tensor).__name__ in ("FakeTensor", "FunctionalTensor"):
+        return False
+    return not is_shut(tensor) and not is_given_back(local(tensor))
+
+
+def is_given_back(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor is gone while the tensor is there.
+
+    `fully_shard` gives back that of whole parameters between their uses; to read it ends the
+    process.
+    """
+    try:
+        return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+    except (RuntimeError, NotImplementedError):  # it has no memory of its own
+        return False
 
 
 def is_shut(tensor: Tensor) -> bool:
@@ -73,7 +87,7 @@ def suspects(tensors: Sequence[Tensor]) -> list[int]:
         position
         for position, tensor in enumerate(tensors)
         if can_be_nonfinite(tensor)
-        and (type(tensor) is Tensor or has_values(tensor))
+        and (not is_given_back(tensor) if type(tensor) is Tensor else has_values(tensor))
         and is_suspect(dense(tensor))
     ]
 
@@ -266,8 +280,10 @@ def read_operand(role: str, tensor: Tensor, mask: Tensor | None) -> Operand:
     `smallest` and `largest`.
     """
     facts = count(tensor)
+    if not has_values(tensor):
+        return Operand(role, facts)
     values = dense(tensor).detach()
-    if tensor.is_meta or values.numel() == 0 or values.is_quantized:
+    if values.numel() == 0 or values.is_quantized:
         return Operand(role, facts)
     if values.is_complex():
         values = values.abs()

@@ -127,7 +127,9 @@ def _op_finding(
     origins: Origins,
     inquiry: Inquiry = NOTHING_ASKED,
 ) -> Finding:
-    in_node = event.phase == "backward" and event.node is not None and not _by_engine(event)
+    # What a collective brought was not made by the node in whose backward it ran.
+    is_from_here = not _by_engine(event) and not is_received(event)
+    in_node = event.phase == "backward" and event.node is not None and is_from_here
     has_own_line = in_node and event.frame is not None and not _is_custom(event)
     if _by_engine(event) and event.frame is None:
         origin = _receiver(trace, walk, event, origins)

@@ -1,6 +1,6 @@
 """One report of several processes that took a step together: who of them made the value."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from nanhunt.causes import base_name
@@ -9,16 +9,20 @@ from nanhunt.records import Finding, Rank, RankState, Report
 RECEIVED = "received_from_another_rank"
 
 
-def merge_ranks(reports: Mapping[int, Report], size: int, finite: Collection[int] = ()) -> Report:
+def merge_ranks(
+    reports: Mapping[int, Report], size: int, others: Mapping[int, RankState] | None = None
+) -> Report:
     """The report of the lowest rank whose own trace holds the birth, with a row for every rank.
 
     Args:
         reports: of the ranks that answered, at least one; each is of its own part of the step.
         size: the number of processes.
-        finite: ranks without a report that have said that their part is finite.
+        others: what is known of ranks without a report; of those not in it nothing is.
     """
     rows = tuple(
-        Rank(rank, "finite") if rank in finite else _row(rank, reports.get(rank))
+        Rank(rank, (others or {}).get(rank, "missing"))
+        if rank not in reports
+        else _row(rank, reports[rank])
         for rank in range(size)
     )
     told = min(reports, key=lambda rank: (_ORDER.index(rows[rank].state), rank))
@@ -31,9 +35,7 @@ def merge_ranks(reports: Mapping[int, Report], size: int, finite: Collection[int
 _ORDER: tuple[RankState, ...] = ("culprit", "unexplained", "received", "finite", "missing")
 
 
-def _row(rank: int, report: Report | None) -> Rank:
-    if report is None:
-        return Rank(rank, "missing")
+def _row(rank: int, report: Report) -> Rank:
     own = [finding for finding in report.culprits if finding.cause != RECEIVED]
     if own:
         return Rank(rank, "culprit", _place(own[0]))

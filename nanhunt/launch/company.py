@@ -5,8 +5,9 @@ that they have passed it, so that there is one report, which names the rank that
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -14,9 +15,8 @@ from torch import Tensor, distributed
 from nanhunt import measurement, processes, store
 from nanhunt.analysis import merge_ranks
 from nanhunt.errors import NanhuntError
-from nanhunt.launch.gradients import are_finite
 from nanhunt.recorder import unrecorded
-from nanhunt.records import Report
+from nanhunt.records import RankState, Report
 
 # Seconds in which the others are to answer: they come from the same communication, or go there.
 PATIENCE = 60.0
@@ -28,51 +28,66 @@ _TOLD = "nanhunt/run/told"
 class Company:
     """The other processes; with one process nothing of this does anything.
 
-    A backward has two marks that one can pass: its loss is finite, its gradients are.
+    A backward has two marks that a process comes by: its losses and the gradients that it leaves.
     """
 
     def __init__(self) -> None:
-        self._passed = (0, 0)  # the number of a backward, and how many of its marks were passed
+        self._passed = _Mark(0, 0, 0)
         self._teller = 0
+        self._silent: dict[int, _Mark] = {}  # who did not answer, and where it was last heard of
 
     @property
     def is_there(self) -> bool:
         """Whether there are others."""
         return processes.are_several()
 
-    def note_loss(self, backward: int, losses: Sequence[Tensor]) -> None:
-        """Tell the others if the losses of a backward are finite here."""
-        self._note((backward, 1), losses)
+    def note_loss(self, backward: int) -> None:
+        """The losses of a backward are finite here; others may wait to hear it."""
+        self._note(_Mark(backward, 1, self._passed.bad))
 
-    def note_gradients(self, backward: int, gradients: Sequence[Tensor]) -> None:
-        """Tell the others if the gradients that a backward has left are finite here."""
-        self._note((backward, 2), gradients)
+    def note_gradients(self, backward: int, *, is_bad: bool) -> None:
+        """Its gradients are here; to be said of bad ones once what was found is told."""
+        self._note(_Mark(backward, 2, backward if is_bad else self._passed.bad))
 
-    def _note(self, mark: tuple[int, int], values: Sequence[Tensor]) -> None:
-        if self.is_there and mark > self._passed and are_finite(values):
+    def _note(self, mark: "_Mark") -> None:
+        if self.is_there and mark > self._passed:
             self._passed = mark
-            processes.write_down(_PASSED, f"{mark[0]} {mark[1]}")
+            processes.write_down(_PASSED, " ".join(map(str, mark)))
 
     def merge(self, report: Report, backward: int) -> Report:
         """One report of all that found something at this backward."""
+        if not self.is_there:
+            return report
         key = f"{_FOUND}/{backward}"
-        # Who is about to fail at a mark asks for it only: the others cannot go further without us.
-        asked = (backward, 1 if self._passed < (backward, 1) else 2)
         processes.write_down(key, store.dump(report))
-        excused: set[int] = set()
+        # Who fails at its loss asks for losses only: the others cannot go further without it.
+        asked = (backward, 1 if _is_of_loss(report) else 2)
+        passed: dict[int, _Mark] = {}
 
-        def is_past(rank: int) -> bool:
-            said = processes.read(_PASSED, rank)
-            if said is not None and tuple(map(int, said.split())) >= asked:
-                excused.add(rank)
-            return rank in excused
+        def is_excused(rank: int) -> bool:
+            mark = _read_mark(rank)
+            if mark[:2] >= asked:
+                passed[rank] = mark
+            # Who was waited for in vain is not waited for again until it says something.
+            return rank in passed or self._silent.get(rank) == mark
 
         found = {processes.rank_here(): report}
-        for rank, text in processes.gather(key, PATIENCE, is_past).items():
+        for rank, text in processes.gather(key, PATIENCE, is_excused).items():
             with contextlib.suppress(NanhuntError):
                 found[rank] = store.parse(text, origin=f"the report of rank {rank}")
-        self._teller = min(found)
-        return merge_ranks(found, distributed.get_world_size(), finite=excused - found.keys())
+        everybody = set(range(distributed.get_world_size()))
+        silent = everybody - found.keys() - passed.keys()
+        self._silent = {rank: _read_mark(rank) for rank in silent}
+        states: dict[int, RankState] = {
+            rank: "finite" if mark.bad < backward else "unexplained"
+            for rank, mark in passed.items()
+        }
+        merged = merge_ranks(found, len(everybody), states)
+        # Who failed at its loss has told so before the others failed at their gradients.
+        first = merged.rank or 0
+        has_told = processes.read(f"{_TOLD}/{backward}", first) is not None
+        self._teller = first if has_told else min(found)
+        return merged
 
     @property
     def tells(self) -> bool:
@@ -104,3 +119,22 @@ class Company:
             for group in groups:
                 processes.agree(alarm, group)
         return bool(alarm.item())
+
+
+class _Mark(NamedTuple):
+    """How far a process has come."""
+
+    backward: int  # its number, from 1
+    passed: int  # of its marks
+    bad: int  # the last backward whose gradients were not finite
+
+
+def _read_mark(rank: int) -> _Mark:
+    said = processes.read(_PASSED, rank)
+    return _Mark(*map(int, said.split())) if said else _Mark(0, 0, 0)
+
+
+def _is_of_loss(report: Report) -> bool:
+    """Whether it was found before the backward."""
+    seen = report.native
+    return seen is not None and not seen.groups and not math.isfinite(seen.loss)

@@ -51,7 +51,8 @@ class Desk:
     def say(self, text: str) -> None:
         """One remark on stderr; a program may have closed it."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(f"{self._head}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+            # in one piece: other processes write there too
+            print(f"{self._head}: {text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
 
     def remark(self, text: str) -> None:
         """Say something about a single step, unless much was said already."""
@@ -69,7 +70,9 @@ class Desk:
         key: object = report.headline
         if first is not None:
             key = (first.phase, first.op, first.file, first.line, first.module, first.where)
-        if key in self._told:
+        # What came from another rank, which has told its culprit once and is silent now.
+        is_echo = bool(report.ranks) and all(row.state != "culprit" for row in report.ranks)
+        if key in self._told or (is_echo and self._told):
             return False
         self._told.add(key)
         if not aloud:

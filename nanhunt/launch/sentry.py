@@ -132,8 +132,7 @@ class Sentry:
         if is_capturing():
             return None
         if not self._is_light:
-            gradients = gradients_of(parameters_of(optimizer))
-            self._company.note_gradients(self._ledger.backwards, gradients)
+            self._tell_others(gradients_of(parameters_of(optimizer)))
             return None
         closure = optimizers.closure_of(args, kwargs)
         if closure is not None:
@@ -141,6 +140,10 @@ class Sentry:
             return optimizers.with_closure(args, kwargs, functools.wraps(closure)(watched))
         self._judge(optimizer)
         return None
+
+    def _tell_others(self, gradients: Sequence[Tensor]) -> None:
+        if self._company.is_there:
+            self._company.note_gradients(self._ledger.backwards, is_bad=not are_finite(gradients))
 
     def _run_closure(self, optimizer: Optimizer, closure: Callable[..., Any], *args: Any) -> Any:
         """Call the closure of a step, which makes the gradients that the step uses."""
@@ -162,8 +165,8 @@ class Sentry:
         self._losses.clear()
         is_fine = are_finite([*gradients, *losses])
         bad = [] if is_fine else bad_among(gradients)
-        if self._alarm.is_on:
-            self._company.note_gradients(self._ledger.backwards, gradients)
+        if not bad:
+            self._company.note_gradients(self._ledger.backwards, is_bad=False)
         if self._company.agree(parameters, is_bad=bool(bad)) and not bad:
             self._withhold(optimizer, parameters, "gradients of another rank")
             return
@@ -174,6 +177,7 @@ class Sentry:
         if bad:
             if self._alarm.observer is not None:
                 self._alarm.observer.look_at_gradients(parameters, None)
+            self._company.note_gradients(self._ledger.backwards, is_bad=True)
             self._withhold(optimizer, parameters, f"{len(bad)} of {len(gradients)} gradients")
             return
         self._ledger.odd_losses += 1
@@ -277,8 +281,8 @@ class Sentry:
                 losses = losses_among(args[0])
                 if self._is_light and self._scaler is None:
                     self._losses.extend(losses)
-                if self._alarm.is_on:
-                    self._company.note_loss(self._ledger.backwards, losses)
+                if self._alarm.is_on and self._company.is_there and are_finite(losses):
+                    self._company.note_loss(self._ledger.backwards)
             if not self._alarm.is_wanted:
                 self._alarm.follow()
         returned = self._pass_on("backward", run, args, kwargs)
@@ -345,8 +349,7 @@ class Sentry:
     # -- the recorder and the telling ------------------------------------------------------------
 
     def _want_recorder(self) -> None:
-        self._quiet = 0
-        self._alarm.is_wanted = True
+        self._quiet, self._alarm.is_wanted = 0, True
 
     def _note_quiet(self) -> None:
         """One more good step; after enough of them the recorder goes."""
@@ -367,8 +370,7 @@ class Sentry:
             when += f" (a failure was first met at step {first}, which was withheld)"
         self._quiet = 0
         backward = self._ledger.backwards
-        if self._company.is_there:
-            report = self._company.merge(report, backward)
+        report = self._company.merge(report, backward)
         is_new = self._desk.deliver(report, when=when, aloud=self._company.tells)
         self._company.end_telling(backward)
         if is_new:
