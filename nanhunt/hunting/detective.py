@@ -13,6 +13,7 @@ from nanhunt import analysis
 from nanhunt.causes import base_name, is_difference
 from nanhunt.hunting import repairs
 from nanhunt.places import told_finding
+from nanhunt.processes import are_several
 from nanhunt.recorder import Scope, inquire
 from nanhunt.records import Finding, Inquiry, OpEvent, Pace, Run, Trace, Trial
 from nanhunt.replay import Change, Replay, replay
@@ -170,7 +171,9 @@ class Detective:
             return None
         return self.pace[-1].largest / self.pace[0].largest
 
-    def _is_gone_in_fp64(self) -> bool:
+    def _is_gone_in_fp64(self) -> bool | None:
+        if are_several():  # a parameter that changes its dtype loses the hook that shares gradients
+            return None
         self.progress("fp64")
         return replay(self.subject, self.batch, VARIANTS["fp64"], scope=None).run.is_finite
 
