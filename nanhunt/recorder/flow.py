@@ -178,7 +178,8 @@ class Flow:
         for position, tensor in enumerate(inputs):
             key = storage_key(tensor)
             facts = given.facts[position] = None if key in written else measurement.count(tensor)
-            if facts is None or facts.is_finite:
+            if facts is None or facts.is_finite or _is_written_nan(tensor, facts):
+                given.facts[position] = None
                 continue
             self._note_stranger(tensor, target)
             given.poisons[position] = self.poison[key]
@@ -232,6 +233,11 @@ def _is_cleared(call: Call, outputs: list[Tensor]) -> bool:
     return is_cleared(call.info.shortcut, call.args, returned, None if is_plain else outputs)
 
 
+def _is_written_nan(tensor: Tensor, facts: TensorFacts) -> bool:
+    """Whether a tensor looks like the plain number NaN, as it is handed to arithmetic."""
+    return bool(facts.nan) and not tensor.dim() and tensor.is_cpu and tensor.dtype is torch.float64
+
+
 def _literals(call: Call) -> list[float]:
     """The infinities and NaNs that are written down as plain numbers."""
     return [value for _, value in call.numbers if value - value != 0.0]
@@ -246,7 +252,8 @@ def _born(call: Call, given: Given, output: Tensor, facts: TensorFacts) -> Tenso
     """
     values = measurement.dense(output)
     literals = _literals(call)
-    if not literals and not given.poisoned:
+    # Nobody asks for a NaN: who writes one down makes it.
+    if not given.poisoned and (not literals or any(map(math.isnan, literals))):
         return measurement.nonfinite_mask(output)
     has_nan = given.has_nan or any(math.isnan(value) for value in literals)
     if given.is_asked and not has_nan and facts.nan:
