@@ -135,10 +135,10 @@ def _op_finding(
         origin = origins.of(event) if in_node and not has_own_line else event
     op = _name(event, origin) if in_node and not has_own_line else event.op
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
-    phase = _phase(walk, event)
+    phase, on_gradients = _phase(walk, event), _is_on_gradients(walk, event)
     way = way_to_sink(trace, walk, event)
     circumstance = Circumstance(
-        phase=event.phase,
+        phase="backward" if on_gradients else event.phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,
@@ -148,7 +148,7 @@ def _op_finding(
         samples=samples,
         output=event.outputs[event.birth.output] if event.birth else None,
         turned_by=_turned_by(way),
-        is_hook=in_node and has_own_line,
+        is_hook=on_gradients or (in_node and has_own_line),
         is_asked=event.asked,
         is_kept_nan=not any(facts.posinf or facts.neginf for facts in event.inputs),
         inquiry=inquiry,
@@ -187,9 +187,21 @@ def _turned_by(way: Iterable[OpEvent]) -> str | None:
 
 
 def _phase(walk: Walk, event: OpEvent) -> Phase:
-    """When it happened; a backward that the loss itself runs is part of the forward."""
-    is_inner = walk.phase == "forward" and event.step == walk.step
-    return "forward" if is_inner and event.phase == "backward" else event.phase
+    """When it happened; a backward that the loss itself runs is part of the forward.
+
+    What runs after a backward and writes to its gradients, a clipping by hand, is part of that.
+    """
+    if event.step == walk.step and (walk.phase, event.phase) == ("forward", "backward"):
+        return "forward"
+    return "backward" if _is_on_gradients(walk, event) else event.phase
+
+
+def _is_on_gradients(walk: Walk, event: OpEvent) -> bool:
+    """Whether an op outside of the backward made a gradient non-finite that it was given.
+
+    A forward op never reaches a gradient but through nodes, which hold what they read of it.
+    """
+    return event.step == walk.step and (walk.phase, event.phase) == ("backward", "forward")
 
 
 def _receiver(trace: Trace, walk: Walk, event: OpEvent, origins: Origins) -> OpEvent:

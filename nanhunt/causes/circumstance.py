@@ -138,14 +138,27 @@ def is_decomposition(c: Circumstance) -> bool:
 
 def divisor_of(c: Circumstance) -> Operand | None:
     """The operand by which the op divides, where it has one."""
-    if c.formula in ("reciprocal", "rsqrt"):
+    if c.formula in ("reciprocal", "rsqrt") or is_negative_power(c):
         return c.operand("self")
     return c.operand("other", "tensor2")
 
 
+def is_negative_power(c: Circumstance) -> bool:
+    """Whether the op divides by a power of its base: `degree.pow(-0.5)`.
+
+    Where a backward does so the slope of the forward op is what is infinite.
+    """
+    if c.formula != "pow" or c.phase == "backward" or c.birth is None:
+        return False
+    exponent = c.operand("exponent")
+    exponents = exponent.at if exponent else (dict(c.birth.scalars).get("exponent", 0.0),)
+    return bool(exponents) and max(exponents) < 0
+
+
 def divides_by_zero(c: Circumstance) -> bool:
     """Whether the op divides by exactly 0 at an offending element."""
-    if c.formula not in DIVISIONS or c.birth is None:
+    is_division = c.formula in DIVISIONS or is_negative_power(c)
+    if not is_division or c.birth is None:
         return False
     divisor = divisor_of(c)
     if divisor is None:  # a plain number, as in `/ len(batch)`
@@ -236,10 +249,18 @@ def is_beyond_domain(c: Circumstance) -> bool:
     if c.birth is None or "nan" not in c.birth.kind or c.birth.from_asked:
         return False
     if c.phase == "forward":
-        return c.base in DOMAINS
+        return c.base in DOMAINS or is_negative_variance(c)
     argument = c.operand("self")
     is_negative = argument is not None and bool(argument.at) and min(argument.at) < 0
     return c.phase == "backward" and c.formula in _LOGS and is_negative
+
+
+def is_negative_variance(c: Circumstance) -> bool:
+    """Whether a normalisation takes the root of a kept variance that is negative."""
+    variance = c.operand("running_var")
+    eps = dict(c.birth.scalars).get("eps", 0.0) if c.birth else 0.0
+    smallest = variance.smallest if variance else None
+    return c.base in NORMALISATIONS and smallest is not None and smallest + eps < 0
 
 
 def overflows(c: Circumstance, *dtypes: str) -> bool:

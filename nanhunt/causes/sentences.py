@@ -10,6 +10,8 @@ from nanhunt.causes.circumstance import (
     base_name,
     divides_by_zero,
     divisor_of,
+    is_negative_power,
+    is_negative_variance,
     matrices_or_samples,
 )
 from nanhunt.causes.lineage import made
@@ -59,7 +61,13 @@ def why_degenerate(c: Circumstance) -> str:
 
 def why_domain(c: Circumstance) -> str:
     """An argument outside the domain."""
-    argument = c.operand("self")
+    argument, variance = c.operand("self"), c.operand("running_var")
+    if is_negative_variance(c) and variance is not None:
+        return (
+            f"{c.base} takes the root of running_var + eps, and running_var is negative: "
+            f"{variance.smallest:.4g} at the least. A variance is not: the buffer was spoiled "
+            f"before."
+        )
     function, whose = c.base, ""
     if c.phase == "backward":
         function, whose = c.formula, f"The backward of {c.base} takes a {c.formula}: "
@@ -79,10 +87,19 @@ def why_zero(c: Circumstance) -> str:
     divisor = divisor_of(c)
     zeros = divisor.at_zero if divisor else 0
     kind = "0/0" if c.birth and c.birth.kind == "nan" else "a finite number by 0"
-    where = "the formula of its backward divides" if c.phase == "backward" else "it divides"
+    is_own = c.phase == "backward" and not c.is_hook
+    where = "the formula of its backward divides" if is_own else "it divides"
+    if is_negative_power(c):
+        return f"In {elements(c)} it raises 0 to a negative power, which divides by 0."
     if divisor is None:
         return f"In {elements(c)} {where} {kind}: the divisor is the plain number 0."
     return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
+
+
+def why_update(c: Circumstance) -> str:
+    """What comes after the backward, made of finite gradients."""
+    detail = f" {why_zero(c)}" if divides_by_zero(c) else ""
+    return f"Gradients are finite; the update that comes after them makes the value itself.{detail}"
 
 
 def why_steep(c: Circumstance) -> str:

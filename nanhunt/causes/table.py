@@ -46,6 +46,7 @@ from nanhunt.causes.sentences import (
     why_row,
     why_steep,
     why_underflow,
+    why_update,
     why_zero,
 )
 
@@ -217,8 +218,8 @@ CAUSES: tuple[Cause, ...] = (
         "The update divides by the root of a running mean of squares plus eps. A parameter "
         "that never had a gradient has 0 there, and with eps = 0 the update is 0/0.",
         lambda c: c.phase == "optimizer" and not overflows(c, *HALF, *WIDE),
-        fixed("Gradients are finite; the update rule itself makes the value out of them."),
-        ("optimizer_eps",),
+        why_update,
+        ("optimizer_eps", "safe_denominator"),
     ),
     Cause(
         "masked_branch_backward",

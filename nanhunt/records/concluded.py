@@ -58,6 +58,11 @@ class Finding:
         """The loss term or terms that own the culprit, as one word; None without named terms."""
         return ", ".join(self.terms) or None
 
+    @property
+    def is_on_gradients(self) -> bool:
+        """Whether an op outside of all nodes computed on gradients: a sum of them, a clipping."""
+        return self.phase == "backward" and self.node is None
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -325,7 +325,7 @@ CASES = [
     (
         case("optimizer", "aten::addcdiv_", born=birth("nan")),
         "optimizer_arithmetic",
-        "Gradients are finite; the update rule itself makes the value out of them.",
+        "Gradients are finite; the update that comes after them makes the value itself.",
     ),
     (
         case(
@@ -473,12 +473,16 @@ CASES = [
     (
         case(
             "backward",
-            "aten::sqrt",
             "aten::div",
-            DIVIDES,
+            born=DIVIDES,
             is_hook=True,
             after=("WhereBackward0",),
         ),
+        "zero_denominator_in_backward",
+        ("In 2 elements it divides a finite number by 0: the divisor is exactly 0 in 2 of them."),
+    ),
+    (
+        case("backward", "aten::mean", "aten::div", DIVIDES),
         "zero_denominator_in_backward",
         (
             "In 2 elements the formula of its backward divides a finite number by 0: the divisor "
@@ -638,6 +642,57 @@ def test_cause(circumstance, slug, sentence):
     assert (cause.slug, cause.reason(circumstance)) == (slug, sentence)
 
 
+NEGATIVE_POWERS = [
+    (
+        case(
+            "forward",
+            "aten::pow",
+            born=birth("inf", operand("self", 0.0, zero=2), scalars=(("exponent", -0.5),)),
+        ),
+        "zero_denominator_forward",
+        "In 2 elements it raises 0 to a negative power, which divides by 0.",
+    ),
+    (
+        case(
+            "forward",
+            "aten::pow",
+            born=birth("inf", operand("self", 0.0, zero=2), operand("exponent", -1.0, -2.0)),
+        ),
+        "zero_denominator_forward",
+        "In 2 elements it raises 0 to a negative power, which divides by 0.",
+    ),
+]
+VARIANCE = Operand("running_var", TensorFacts((3,), "float32"), smallest=-0.01, largest=1.0)
+SPOILED = [
+    (
+        case(
+            "forward",
+            "aten::native_batch_norm",
+            born=birth("nan", VARIANCE, scalars=(("eps", 1e-5),)),
+        ),
+        "domain_error",
+        (
+            "native_batch_norm takes the root of running_var + eps, and running_var is negative: "
+            "-0.01 at the least. A variance is not: the buffer was spoiled before."
+        ),
+    ),
+    (
+        case("optimizer", "aten::div", born=birth("inf", operand("other", 0.0, zero=2))),
+        "optimizer_arithmetic",
+        (
+            "Gradients are finite; the update that comes after them makes the value itself. In 2 "
+            "elements it divides a finite number by 0: the divisor is exactly 0 in 2 of them."
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("circumstance", "slug", "sentence"), [*NEGATIVE_POWERS, *SPOILED])
+def test_what_is_hidden_in_an_op(circumstance, slug, sentence):
+    """A power may be a division, a normalisation a root, and an update both."""
+    test_cause(circumstance, slug, sentence)
+
+
 def test_every_row_has_a_case():
     """No row of the table can be broken unseen, or stand behind another one for ever."""
     assert {slug for _, slug, _ in CASES} == {cause.slug for cause in CAUSES}
@@ -780,6 +835,25 @@ NEAR_MISSES = [
     # The formula of the backward divides by a small number.
     (case("backward", "aten::mean", "aten::div", birth("inf", operand("other", 1e-38))),
      "overflow_fp32", "zero_denominator_in_backward"),
+    # A power of a large number, one of a small number, and the slope of a power at 0.
+    (case("forward", "aten::pow",
+          born=birth("inf", operand("self", 1e30), scalars=(("exponent", 2.0),))),
+     "overflow_fp32", "zero_denominator_forward"),
+    (case("forward", "aten::pow",
+          born=birth("inf", operand("self", 1e-30), scalars=(("exponent", -2.0),))),
+     "overflow_fp32", "zero_denominator_forward"),
+    (case("backward", "aten::pow", "aten::pow",
+          birth("inf", operand("self", 0.0, zero=2), scalars=(("exponent", -0.5),))),
+     "infinite_derivative_at_boundary", "zero_denominator_in_backward"),
+    # A variance that eps makes positive again, and one that is.
+    (case("forward", "aten::native_batch_norm",
+          born=birth("nan", Operand("running_var", FACTS, smallest=-1e-6, largest=1.0),
+                     scalars=(("eps", 1e-5),))),
+     None, "domain_error"),
+    (case("forward", "aten::native_batch_norm",
+          born=birth("nan", Operand("running_var", FACTS, smallest=0.5, largest=1.0),
+                     scalars=(("eps", 1e-5),))),
+     None, "domain_error"),
     # Batch norm with an eps; a layer norm that overflows.
     (case("forward", "aten::native_batch_norm", born=birth("nan", scalars=(("eps", 1e-5),))),
      None, "zero_denominator_forward"),
