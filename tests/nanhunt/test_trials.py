@@ -26,6 +26,7 @@ from nanhunt.trials import CallMode
 from nanhunt.trials.bench import Bench, Candidate
 from nanhunt.trials.edits import Edit
 from nanhunt.trials.trying import Patch
+from nanhunt.trials.wholes import of_step
 from nanhunt.variants import NATIVE
 
 INF, NAN = math.inf, math.nan
@@ -380,6 +381,29 @@ def test_smaller_loss_scale():
     found = proven(fault)
     assert "smaller_loss_scale" in found.recipe or found.recipe == "upcast"
     assert found.gradient_error < 0.01
+
+
+def test_loss_scale_below_that_of_a_scaler():
+    """Its own scales end at 1; what overflows there may fit a smaller one all the same."""
+
+    def fault(m, x):
+        with torch.autocast("cpu", torch.float16):
+            y = m(x)
+        return (y / torch.tensor(6e-5, dtype=torch.float16)).float().sum() * 1e2
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    subject = Subject(model, [(X,)], fault, optimizer=optimizer, scaler=scaler)
+    report = investigate(subject, Plan(precisions=("native",)))[0]
+    smaller = [*of_step(report.culprits[0], subject, (X,))]
+    assert [each.scale for each in smaller] == [2.0**-4, 2.0**-8, 2.0**-12]
+    assert smaller[0].told == "a loss scale of 2^-4, below that of the scaler"
+    bench = Bench(subject, (X,), report.native, "float16")
+    trials = [bench.try_out(each).trial for each in smaller]
+    assert [trial.is_proven for trial in trials] == [False, True, True]
+    assert trials[1].gradient_error < 0.01
+    assert scaler.get_scale() == 1.0
 
 
 def test_optimizer_eps():
