@@ -333,7 +333,7 @@ def _ancestry(event: OpEvent, inquiry: Inquiry) -> Iterator[str]:
             continue
         names = " ← ".join(_told(ancestor) for ancestor in made[:_CHAIN])
         name = _ROLES.get((base_name(event.op), role), role.replace("aten::", ""))
-        yield f"{name} there is {chain[0].value:g}: {names}"
+        yield f"{name} there is {chain[0].value + 0.0:g}: {names}"  # 0 and not -0
     if inquiry.removed_by is not None and inquiry.result is not None:
         yield (
             f"in the forward the result was {inquiry.result:.4g} there, and "
@@ -345,7 +345,7 @@ _CHAIN = 4  # ops of a lineage that are quoted
 
 
 def _told(ancestor: Ancestor) -> str:
-    numbers = [f"{value:.4g}" for _, value in ancestor.operands]
+    numbers = [f"{value + 0.0:.4g}" for _, value in ancestor.operands]
     numbers += [f"{name} = {value:g}" for name, value in ancestor.scalars]
     return f"{base_name(ancestor.op)}({', '.join(numbers)})"
 

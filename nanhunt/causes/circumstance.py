@@ -213,6 +213,9 @@ def is_empty_reduction(c: Circumstance) -> bool:
         return values is not None and values.facts.is_finite
     if c.base == "div":
         return dict(c.birth.scalars).get("other") == 0 and _is_sum(c)
+    if c.base == "segment_reduce":  # of the ways in which it reduces, the mean alone divides
+        data = c.operand("data")
+        return data is not None and data.facts.is_finite
     of = c.operand("self", "input")
     if c.base not in AVERAGES or of is None or not of.facts.is_finite:
         return False
@@ -290,6 +293,11 @@ def is_kept_infinity(c: Circumstance) -> bool:
     if c.birth is None:
         return c.phase == "backward" and not c.is_kept_nan
     return c.birth.from_asked
+
+
+def is_let_through(c: Circumstance) -> bool:
+    """Whether an infinity that the program wrote down is all that reached the loss."""
+    return c.is_asked and c.phase == "forward"
 
 
 def has_grown(c: Circumstance) -> bool:

@@ -10,6 +10,7 @@ from nanhunt.causes.circumstance import (
     base_name,
     divides_by_zero,
     divisor_of,
+    is_let_through,
     is_negative_power,
     is_negative_variance,
     matrices_or_samples,
@@ -94,6 +95,13 @@ def why_zero(c: Circumstance) -> str:
     if divisor is None:
         return f"In {elements(c)} {where} {kind}: the divisor is the plain number 0."
     return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
+
+
+def why_infinite(c: Circumstance) -> str:
+    """What an infinity that was let stand came to."""
+    if is_let_through(c):
+        return "An infinity that the program wrote down reaches the loss: nothing leaves it out."
+    return "An infinity that was let stand meets 0 or another infinity here, which is NaN."
 
 
 def why_update(c: Circumstance) -> str:
@@ -216,6 +224,8 @@ def why_empty(c: Circumstance) -> str:
         return "Every target is ignored, so the mean is over no element at all: 0/0."
     if c.base == "div":
         return "A sum is divided by a count that is 0."
+    if c.base == "segment_reduce":
+        return f"The mean of a segment without any element is 0/0 ({elements(c)})."
     shape = list(of.facts.shape) if of else "[]"
     return f"{c.base} over {shape} has too few elements in {elements(c)} of its result: 0/0."
 

@@ -34,13 +34,19 @@ class Course:
 
 
 def take_steps(
-    subject: Subject, first: int, count: int, progress: Callable[[str], object]
+    subject: Subject,
+    first: int,
+    count: int,
+    progress: Callable[[str], object],
+    *,
+    may_end_left_out: bool = False,
 ) -> Course:
     """Take up to `count` real steps from batch `first` on; stop at the first that fails.
 
     The subject is left as it was before the step that is returned; who wants it as it was before
     them all wraps the call in `preserved`. A step whose gradients overflow at the loss scale and
-    fit a smaller one from 1 up is healthy: the scaler skips it and the next one is taken.
+    fit a smaller one from 1 up is healthy: the scaler skips it and the next one is taken. So is one
+    that the program leaves out, which the last one must not be unless that is said.
 
     Raises:
         SubjectError: a step cannot be run.
@@ -52,7 +58,12 @@ def take_steps(
         for index in range(first, first + count):
             progress(f"step {index}")
             is_last = index == first + count - 1
-            one = _Step(subject.at(index), recorder, execution, may_be_left_out=not is_last)
+            one = _Step(
+                subject.at(index),
+                recorder,
+                execution,
+                may_be_left_out=may_end_left_out or not is_last,
+            )
             restore = remember(one.subject)
             failed = one.take()
             if failed is not None and one.is_overflow:

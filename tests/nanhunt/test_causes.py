@@ -728,7 +728,8 @@ NEAR_MISSES = [
      "singular_matrix"),
     (case("forward", "aten::linalg_inv_ex"), None, "singular_matrix"),
     (case("forward", "aten::nll_loss_forward"), None, "infeasible_target"),
-    (case("forward", "aten::mul", is_asked=True), None, "infeasible_target"),
+    (case("forward", "aten::mul", is_asked=True), "inf_minus_inf_or_zero_times_inf",
+     "infeasible_target"),
     (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), None, "singular_matrix"),
     # The derivative by the exponent where the base is 0; a maximum that is a number.
     (case("backward", "aten::pow", "aten::log", birth("nan", operand("self", 0.0, zero=2))),
@@ -835,6 +836,19 @@ NEAR_MISSES = [
     # The formula of the backward divides by a small number.
     (case("backward", "aten::mean", "aten::div", birth("inf", operand("other", 1e-38))),
      "overflow_fp32", "zero_denominator_in_backward"),
+    # An infinity that the program wrote down and let through, by a logarithm, a pick and a product.
+    (case("forward", "aten::_log_softmax", is_asked=True), "infeasible_target",
+     "inf_minus_inf_or_zero_times_inf"),
+    (case("forward", "aten::mean", is_asked=True), "inf_minus_inf_or_zero_times_inf",
+     "infeasible_target"),
+    (case("forward", "aten::mean"), None, "inf_minus_inf_or_zero_times_inf"),
+    # A segment that is empty, and one that holds NaN.
+    (case("forward", "aten::segment_reduce", output=ONE,
+          born=birth("nan", Operand("data", TensorFacts((4,), "float32")))),
+     "empty_reduction", "domain_error"),
+    (case("forward", "aten::segment_reduce", output=ONE,
+          born=birth("nan", Operand("data", TensorFacts((4,), "float32", nan=1)))),
+     None, "empty_reduction"),
     # A power of a large number, one of a small number, and the slope of a power at 0.
     (case("forward", "aten::pow",
           born=birth("inf", operand("self", 1e30), scalars=(("exponent", 2.0),))),

@@ -355,6 +355,9 @@ FINE = Trial("x", "x", finite=True, loss_change=0.0, gradient_error=0.0, referen
         ({"loss_change": None, "gradient_error": None}, True),
         ({"loss_change": None, "gradient_error": None, "result_change": 0.5}, False),
         ({"result_change": 0.5}, True),  # the loss and the gradients say more
+        ({"loss_change": None, "gradient_error": None, "loss": 5.7e36}, False),
+        ({"loss_change": None, "loss": -1e30}, False),
+        ({"loss": 5.7e36}, True),  # as it was
         ({"vanished": 1}, False),
         ({"vanished": 1, "revived": 2}, True),
         ({"vanished": 1, "recipe": "skip_empty"}, True),
@@ -367,6 +370,32 @@ def test_what_a_proof_is(changes, is_proven):
     """Every part of the definition by itself."""
     made = Trial(**{**{f: getattr(FINE, f) for f in FINE.__dataclass_fields__}, **changes})
     assert made.is_proven is is_proven
+
+
+def test_a_loss_that_is_finite_in_name_only():
+    """The lowest number of the dtype for a mask that reaches the loss is no cure."""
+
+    def fault(m, x):
+        z = m(x).masked_fill(torch.arange(3) > 1, -INF)
+        return functional.cross_entropy(z, torch.tensor([0, 1]), label_smoothing=0.1)
+
+    report = examined(fault)
+    assert report.culprits[0].cause == "infeasible_target"
+    assert not any(trial.is_proven for trial in report.trials)
+    endless = [trial for trial in report.trials if trial.finite and abs(trial.loss) > 1e18]
+    assert endless
+    assert all("is finite in name only" in proof(trial) for trial in endless)
+
+
+def test_segments_without_elements():
+    """The mean of nothing contributes nothing; the others stay as they are."""
+
+    def fault(m, x):
+        lengths = torch.tensor([1, 0, 1])
+        return torch.segment_reduce(m(x), "mean", lengths=lengths, axis=0).sum()
+
+    found = proven(fault)
+    assert found.recipe == "skip_empty"
 
 
 # -- the whole step --------------------------------------------------------------------------------
