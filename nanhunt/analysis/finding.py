@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from nanhunt.analysis.origins import Origins
 from nanhunt.analysis.walk import Stop, Walk, is_received, walk_back, way_to_sink
@@ -308,7 +309,7 @@ def _evidence(event: OpEvent, samples: int | None) -> Iterator[str]:
         if not kept or (birth.spectrum is None and is_news):
             yield _operand_evidence(event, operand, birth)
             said.add(operand.at)
-    if birth.scalars and not birth.operands:
+    if birth.scalars and (not birth.operands or not all(isfinite(v) for _, v in birth.scalars)):
         yield "arguments: " + ", ".join(f"{name} = {value:g}" for name, value in birth.scalars)
 
 

@@ -1,6 +1,7 @@
 """The sentences of the table: why it happened, with the numbers of the case filled in."""
 
 from collections.abc import Callable
+from math import isfinite
 
 from nanhunt.causes.circumstance import (
     DOMAINS,
@@ -94,7 +95,8 @@ def why_zero(c: Circumstance) -> str:
         return f"In {elements(c)} it raises 0 to a negative power, which divides by 0."
     if divisor is None:
         return f"In {elements(c)} {where} {kind}: the divisor is the plain number 0."
-    return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
+    share = "there" if c.birth and c.birth.count == zeros == 1 else f"in {zeros} of them"
+    return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 {share}."
 
 
 def why_infinite(c: Circumstance) -> str:
@@ -107,6 +109,8 @@ def why_infinite(c: Circumstance) -> str:
 def why_update(c: Circumstance) -> str:
     """What comes after the backward, made of finite gradients."""
     detail = f" {why_zero(c)}" if divides_by_zero(c) else ""
+    odd = [(name, v) for name, v in (c.birth.scalars if c.birth else ()) if not isfinite(v)]
+    detail += "".join(f" It is given {name} = {value:g}." for name, value in odd)
     return f"Gradients are finite; the update that comes after them makes the value itself.{detail}"
 
 
@@ -180,8 +184,9 @@ def why_underflow(c: Circumstance) -> str:
     maker = made(c, "underflow")
     given = [f"{v:.4g}" for _, v in maker.operands] if maker else []
     what = "divides by it" if divides_by_zero(c) else f"takes its {c.base}"
+    by = "A cast" if maker and base_name(maker.op) in ("to_copy", "copy") else _maker(maker)
     return (
-        f"{_maker(maker)} of {', '.join(given) or 'positive numbers'} is too small for "
+        f"{by} of {', '.join(given) or 'positive numbers'} is too small for "
         f"{maker.dtype if maker else c.dtype} and became exactly 0; the program then {what} "
         f"({elements(c)})."
     )

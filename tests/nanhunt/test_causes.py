@@ -500,7 +500,7 @@ CASES = [
     (
         case("forward", "aten::div", born=birth("inf", operand("other", 0.0, zero=1), count=1)),
         "zero_denominator_forward",
-        "In 1 element it divides a finite number by 0: the divisor is exactly 0 in 1 of them.",
+        "In 1 element it divides a finite number by 0: the divisor is exactly 0 there.",
     ),
     (
         case("forward", "aten::reciprocal", born=birth("inf", operand("self", 0.0, zero=2))),
@@ -687,7 +687,42 @@ SPOILED = [
 ]
 
 
-@pytest.mark.parametrize(("circumstance", "slug", "sentence"), [*NEGATIVE_POWERS, *SPOILED])
+TOLD = [
+    (
+        case("forward", "aten::div", born=birth("nan", operand("other", 0.0, zero=1), count=1)),
+        "zero_denominator_forward",
+        "In 1 element it divides 0/0: the divisor is exactly 0 there.",
+    ),
+    (
+        case(
+            "forward",
+            "aten::log",
+            born=AT_ZERO,
+            dtype="float16",
+            inquiry=asked(step("_to_copy", 0.0, 6e-9, dtype="float16")),
+        ),
+        "underflow_to_zero",
+        (
+            "A cast of 6e-09 is too small for float16 and became exactly 0; the program then takes "
+            "its log (2 elements)."
+        ),
+    ),
+    (
+        case(
+            "optimizer",
+            "aten::add_",
+            born=birth("nan", operand("other", 0.0, zero=2), scalars=(("alpha", float("-inf")),)),
+        ),
+        "optimizer_arithmetic",
+        (
+            "Gradients are finite; the update that comes after them makes the value itself. It is "
+            "given alpha = -inf."
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("circumstance", "slug", "sentence"), [*NEGATIVE_POWERS, *SPOILED, *TOLD])
 def test_what_is_hidden_in_an_op(circumstance, slug, sentence):
     """A power may be a division, a normalisation a root, and an update both."""
     test_cause(circumstance, slug, sentence)
@@ -925,6 +960,9 @@ CHAINS = [
     ("underflow", [step("mul", 0.0, 1e-30, 1e-30)]),
     ("underflow", [step("mul", 0.0, 1e-30, other=1e-30)]),
     ("underflow", [step("prod", 0.0, 1e-3)]),
+    ("underflow", [step("cat", 0.0, 0.0), step("_to_copy", 0.0, 6e-9, dtype="float16")]),
+    ("exact", [step("_to_copy", 0.0, float("nan"), dtype="float16")]),
+    ("given", [step("_to_copy", 0.0, 0.0, dtype="float16"), step("", 0.0)]),
     ("underflow", [step("where", 0.0, 1e-9, 0.0), step("zeros_like", 0.0, 1e-9)]),
     # The tiny number is what the other elements get, and the 0 was computed, or given.
     ("given", [step("where", 0.0, 1e-9), step("", 0.0)]),
