@@ -136,10 +136,10 @@ def _op_finding(
         origin = origins.of(event) if in_node and not has_own_line else event
     op = _name(event, origin) if in_node and not has_own_line else event.op
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
-    phase, on_gradients = _phase(walk, event), _is_on_gradients(walk, event)
+    phase, on_gradients = _phase(trace, walk, event), _is_on_gradients(walk, event)
     way = way_to_sink(trace, walk, event)
     circumstance = Circumstance(
-        phase="backward" if on_gradients else event.phase,
+        phase=event.phase if event.phase == "backward" else phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,
@@ -187,14 +187,26 @@ def _turned_by(way: Iterable[OpEvent]) -> str | None:
     return None
 
 
-def _phase(walk: Walk, event: OpEvent) -> Phase:
+def _phase(trace: Trace, walk: Walk, event: OpEvent) -> Phase:
     """When it happened; a backward that the loss itself runs is part of the forward.
 
     What runs after a backward and writes to its gradients, a clipping by hand, is part of that.
     """
     if event.step == walk.step and (walk.phase, event.phase) == ("forward", "backward"):
         return "forward"
-    return "backward" if _is_on_gradients(walk, event) else event.phase
+    if _is_on_gradients(walk, event):
+        return "backward"
+    return "optimizer" if _is_update(trace, walk, event) else event.phase
+
+
+def _is_update(trace: Trace, walk: Walk, event: OpEvent) -> bool:
+    """Whether an op after the backward wrote to a parameter, outside of an optimizer's own step."""
+    if event.step != walk.step or (walk.phase, event.phase) != ("optimizer", "forward"):
+        return False
+    later = (e.phase for e in trace.events[event.index :] if e.step == event.step)
+    return "backward" not in later and any(
+        e.phase == "backward" for e in trace.events[: event.index] if e.step == event.step
+    )
 
 
 def _is_on_gradients(walk: Walk, event: OpEvent) -> bool:

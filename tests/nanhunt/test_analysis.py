@@ -184,6 +184,17 @@ def test_what_writes_to_gradients_is_part_of_the_backward():
     assert only(trace([clips], loss(0))).phase == "forward"
 
 
+def test_what_writes_to_parameters_after_the_backward_is_the_update():
+    """Also where nobody has said that an optimizer is at work; a forward that does so is none."""
+    stepped = Sink("stepped", "w", BAD, last=(1,))
+    by_hand = event(1, "div", birth=NAN)
+    found = only(Trace((back(0, "mul"), by_hand), (stepped,)))
+    assert (found.phase, found.cause) == ("optimizer", "optimizer_arithmetic")
+    before = Trace((event(0), by_hand, back(2, "mul")), (stepped,))
+    assert only(before).phase == "forward"
+    assert only(Trace((event(0), by_hand), (stepped,))).phase == "forward"
+
+
 def test_first_station_decides():
     """A sink that was met earlier comes first, whatever its kind: several losses in one step."""
     events = [event(0, birth=NAN), back(1, "div", birth=NAN)]
