@@ -182,7 +182,8 @@ def is_masked(c: Circumstance) -> bool:
     """
     if c.inquiry.result is None and c.inquiry.removed_by is None:
         masks = any(node.startswith(_MASKING) for node in c.after)
-        return masks and is_incoming_zero(c)
+        # The loss is finite: a NaN that the forward left was taken out of it.
+        return (c.birth is None and c.is_kept_nan) or (masks and is_incoming_zero(c))
     removed = base_name(c.inquiry.removed_by or "")
     # nan_to_num over 0 times an infinity that was asked for hides a product, not a branch.
     return bool(removed) and (removed != "nan_to_num" or not is_kept_infinity(c))

@@ -124,6 +124,12 @@ def why_steep(c: Circumstance) -> str:
 
 def why_masked(c: Circumstance) -> str:
     """A branch that only the forward leaves out."""
+    if c.birth is None:
+        left = "NaN" if c.is_kept_nan else "an infinity"
+        return (
+            f"The backward of {c.base} meets {left} that the forward had left and masked out "
+            f"afterwards: the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        )
     return (
         f"The branch is masked out afterwards, so the gradient that arrives at {elements(c)} is "
         f"exactly 0; the derivative of {c.base} is not finite there, and 0 times that is NaN."

@@ -689,6 +689,27 @@ SPOILED = [
 
 TOLD = [
     (
+        case("backward", "aten::pow", "aten::pow", is_kept_nan=True),
+        "masked_branch_backward",
+        (
+            "The backward of pow meets NaN that the forward had left and masked out afterwards: "
+            "the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        ),
+    ),
+    (
+        case(
+            "backward",
+            "aten::reciprocal",
+            "aten::mul",
+            inquiry=Inquiry(result=float("inf"), removed_by="aten::where"),
+        ),
+        "masked_branch_backward",
+        (
+            "The backward of reciprocal meets an infinity that the forward had left and masked out "
+            "afterwards: the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        ),
+    ),
+    (
         case("forward", "aten::div", born=birth("nan", operand("other", 0.0, zero=1), count=1)),
         "zero_denominator_forward",
         "In 1 element it divides 0/0: the divisor is exactly 0 there.",
@@ -765,7 +786,8 @@ NEAR_MISSES = [
     (case("forward", "aten::nll_loss_forward"), None, "infeasible_target"),
     (case("forward", "aten::mul", is_asked=True), "inf_minus_inf_or_zero_times_inf",
      "infeasible_target"),
-    (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), None, "singular_matrix"),
+    (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), "masked_branch_backward",
+     "singular_matrix"),
     # The derivative by the exponent where the base is 0; a maximum that is a number.
     (case("backward", "aten::pow", "aten::log", birth("nan", operand("self", 0.0, zero=2))),
      "infinite_derivative_at_boundary", "domain_error"),
