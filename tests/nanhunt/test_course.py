@@ -766,6 +766,36 @@ def test_scaler_of_an_own_step():
     assert report.culprits[0].dtype == "float16"
 
 
+def unscaled_late(model, batch, loss_fn, optimizer, scaler, step):
+    """Its gradients are looked at while they are scaled."""
+    optimizer.zero_grad()
+    loss = loss_fn(model, batch)
+    yield "loss", loss
+    scaler.scale(loss).backward()
+    yield "grads", loss
+    scaler.step(optimizer)
+    scaler.update()
+    yield "step", loss
+
+
+@pytest.mark.parametrize("step", [scaled_step, unscaled_late])
+def test_fault_that_a_course_meets_at_a_scale(step):
+    """It is replayed at 1, to the bit, and a fix is compared at one scale."""
+
+    def loss_fn(m, x):
+        y = m(x)
+        return (y[:, 0] * (x[:, 0] < 9)).sqrt().sum() + y.square().mean()
+
+    late = X.clone()
+    late[1, 0] = 9.0
+    report = hunted(step, loss_fn, batches=[X, late], scaler=scaler(8), steps=3)
+    (found,) = report.culprits
+    assert (found.op, found.step) == ("aten::sqrt", 1)
+    assert report.deterministic
+    assert next(trial.finite for trial in report.trials if trial.is_neutralising)
+    assert any(trial.is_proven for trial in report.trials)
+
+
 # -- what such a step may not do -------------------------------------------------------------------
 
 
