@@ -6,7 +6,7 @@ from math import isfinite
 
 from nanhunt.analysis.origins import Origins
 from nanhunt.analysis.walk import Stop, Walk, is_received, walk_back, way_to_sink
-from nanhunt.causes import Circumstance, base_name, known_cause, matrices_or_samples
+from nanhunt.causes import Circumstance, base_name, figure, known_cause, matrices_or_samples
 from nanhunt.records import (
     Ancestor,
     Birth,
@@ -375,7 +375,7 @@ def _operand_evidence(event: OpEvent, operand: Operand, birth: Birth) -> str:
         return f"{role}: {operand.smallest:.4g} to {operand.largest:.4g}"
     if operand.at_zero == birth.count:
         return f"{role}: exactly 0 at {'all of them' if birth.count > 1 else 'that element'}"
-    quoted = ", ".join(dict.fromkeys(f"{value:.4g}" for value in operand.at))
+    quoted = ", ".join(dict.fromkeys(map(figure, operand.at)))
     zeros = f", exactly 0 at {operand.at_zero} of {birth.count}" if operand.at_zero else ""
     return f"{role}: {quoted} there{zeros}"
 

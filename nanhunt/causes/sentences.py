@@ -20,11 +20,18 @@ from nanhunt.causes.lineage import made
 from nanhunt.records import Ancestor, Operand
 
 
+def figure(value: float) -> str:
+    """A number in four digits, or in nine where four would put it on an edge beside which it is."""
+    short = f"{value:.4g}"
+    is_on_edge = abs(float(short)) == 1 and float(short) != value
+    return f"{value:.9g}" if is_on_edge else short
+
+
 def quote(operand: Operand | None) -> str:
     """The values of an operand at the offending elements, in brackets."""
     if operand is None or not operand.at:
         return ""
-    values = dict.fromkeys(f"{value:.4g}" for value in operand.at)
+    values = dict.fromkeys(map(figure, operand.at))
     return f" ({', '.join(values)})"
 
 
