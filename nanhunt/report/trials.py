@@ -65,10 +65,10 @@ def _compared(trial: Trial) -> Iterator[str]:
 
 
 def change(trial: Trial) -> str:
-    """By how much the loss changed."""
+    """By how much the loss changed, or to what: of one that was 0 there are no percents."""
     amount = trial.loss_change or 0.0
     return (
-        f"changed by {number(100 * amount)} %" if amount < 10 else f"changed {number(amount)}-fold"
+        f"changed by {number(100 * amount)} %" if amount < 1 else f"changed to {number(trial.loss)}"
     )
 
 
