@@ -302,6 +302,29 @@ def test_divergence():
     assert not math.isfinite(report.pace[-1].loss + report.pace[-1].gradient)
 
 
+def test_divergence_is_one_fault():
+    """With the loss repaired a backward overflows too: the parameters are as large there."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 1)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.c(torch.relu(self.b(h)) + h)
+
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0, momentum=0.9)
+    batch = torch.randn(8, 6), torch.randn(8, 1)
+    subject = Subject(
+        model, [batch], lambda m, x, y: (m(x) - y).square().mean(), optimizer=optimizer
+    )
+    report = hunt(subject, precisions=("native",), steps=12)
+    assert [found.cause for found in report.culprits] == ["divergence"]
+
+
 def test_batches_begin_again_at_the_end():
     """A sequence is an epoch; a function is asked for each number."""
     asked = []
