@@ -313,14 +313,18 @@ def test_divergence_is_one_fault():
 
         def forward(self, x):
             h = torch.relu(self.a(x))
-            return self.c(torch.relu(self.b(h)) + h)
+            h = torch.relu(self.b(h)) + h
+            return self.c(h)
 
     model = Residual()
     optimizer = torch.optim.SGD(model.parameters(), lr=3.0, momentum=0.9)
     batch = torch.randn(8, 6), torch.randn(8, 1)
-    subject = Subject(
-        model, [batch], lambda m, x, y: (m(x) - y).square().mean(), optimizer=optimizer
-    )
+
+    def loss_fn(m, x, y):
+        error = m(x) - y
+        return (error * error).mean()
+
+    subject = Subject(model, [batch], loss_fn, optimizer=optimizer)
     report = hunt(subject, precisions=("native",), steps=12)
     assert [found.cause for found in report.culprits] == ["divergence"]
 
