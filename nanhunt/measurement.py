@@ -5,6 +5,7 @@ must not change; nothing here keeps a tensor alive.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -211,7 +212,8 @@ def read_passage(
 ) -> Passage | None:
     """Largest magnitude and size of what passes a module; None where there is nothing to measure.
 
-    The size is the root mean square of an output and the norm of a gradient.
+    The size is the root mean square of an output and the norm of a gradient. Both are of the finite
+    elements, and NaN where there is none.
     """
     if not can_be_nonfinite(tensor) or tensor.is_meta or tensor.numel() == 0:
         return None
@@ -225,11 +227,13 @@ def read_passage(
         finite = torch.isfinite(values)
         nonfinite = values.numel() - int(torch.count_nonzero(finite))
         values = torch.where(finite, values, 0)
+        if nonfinite == values.numel():
+            return Passage(module, direction, math.nan, math.nan, nonfinite)
     size = torch.linalg.vector_norm(values).item()
     if direction == "forward":
         size /= max(values.numel(), 1) ** 0.5
     low, high = values.aminmax()
-    return Passage(module, direction, max(-low.item(), high.item()), size, nonfinite)
+    return Passage(module, direction, max(abs(low.item()), abs(high.item())), size, nonfinite)
 
 
 def nonfinite_mask(tensor: Tensor) -> Tensor:

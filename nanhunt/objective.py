@@ -127,7 +127,8 @@ def _told(error: Exception) -> str:
     report = error.report if isinstance(error, NonFiniteError) else None
     for culprit in getattr(report, "culprits", ())[:1]:
         op = culprit.op.removeprefix("aten::")
-        phase = f"{op} in its backward" if culprit.phase == "backward" else op
+        half = "on the gradients" if culprit.is_on_gradients else "in its backward"
+        phase = f"{op} {half}" if culprit.phase == "backward" else op
         place = f" at {culprit.file}:{culprit.line}" if culprit.file else ""
         cause = f" ({culprit.cause})" if culprit.cause else ""
         head = f"{head}; culprit: {phase}{place}{cause}"

@@ -57,7 +57,21 @@ def _plain(op: str | None) -> str:
     return op.removeprefix("aten::") if op else "none found"
 
 
+# How the culprit of a run is called that no op of its step has made.
+_GIVEN = ("input", "parameter", "buffer", "optimizer state")
+
+
+def is_given(run: Run) -> bool:
+    """Whether what failed in a run was non-finite before the step that it replays."""
+    return run.culprit in _GIVEN
+
+
 def _failed_in_double(native: Run, double: Run) -> str:
+    if is_given(double) and double.culprit == native.culprit:
+        return f"not a precision fault: the {double.culprit} is non-finite before the step"
+    if is_given(double):
+        # An op of an earlier step made it, and that one is not replayed.
+        return "fp64 cannot tell: its replay begins with a value that is non-finite"
     if double.culprit_dtype in _WIDE and double.culprit == native.culprit:
         return (
             f"not a precision fault: {_plain(double.culprit)} ran in {double.culprit_dtype} and "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanhunt.analysis.comparison import is_given
 from nanhunt.analysis.walk import walk_back
 from nanhunt.records import Ablation, Answer, Birth, OpEvent, Run, Sample, Sink, Trace
 
@@ -125,6 +126,9 @@ def _gone_in(name: str) -> Callable[[Case], Reply]:
             return _unknown("not replayed" if run is None else f"raised {run.raised}")
         if run.is_finite:
             return "yes", f"finite, loss {run.loss:.4g}"
+        if is_given(run):
+            told = "that replay begins with a value that is non-finite"
+            return ("no", told) if run.culprit == case.run.culprit else _unknown(told)
         if run.culprit_dtype not in wide:
             return _unknown(f"the culprit still ran in {run.culprit_dtype}")
         return "no", f"{_plain(run.culprit)} ran in {run.culprit_dtype} and failed there too"
@@ -235,6 +239,8 @@ def _sanitised(case: Case) -> Reply:
 
 
 def _without_gradient(case: Case) -> Reply:
+    if not case.run.groups:
+        return _unknown("the step ended before its gradients were looked at")
     names = case.trace.without_gradient
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return ("yes", shown) if names else ("no", f"all {case.run.parameters} get one")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from nanhunt.analysis.origins import Origins
 from nanhunt.analysis.walk import Stop, Walk, is_received, walk_back, way_to_sink
-from nanhunt.causes import Circumstance, base_name, known_cause, matrices_or_samples
+from nanhunt.causes import Circumstance, base_name, figure, known_cause, matrices_or_samples
 from nanhunt.records import (
     Ancestor,
     Birth,
@@ -137,10 +138,10 @@ def _op_finding(
         origin = origins.of(event) if in_node and not has_own_line else event
     op = _name(event, origin) if in_node and not has_own_line else event.op
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
-    phase = _phase(walk, event)
+    phase, on_gradients = _phase(trace, walk, event), _is_on_gradients(walk, event)
     way = way_to_sink(trace, walk, event)
     circumstance = Circumstance(
-        phase=event.phase,
+        phase=event.phase if event.phase == "backward" else phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,
@@ -150,7 +151,7 @@ def _op_finding(
         samples=samples,
         output=event.outputs[event.birth.output] if event.birth else None,
         turned_by=_turned_by(way),
-        is_hook=in_node and has_own_line,
+        is_hook=on_gradients or (in_node and has_own_line),
         is_asked=event.asked,
         is_kept_nan=not any(facts.posinf or facts.neginf for facts in event.inputs),
         inquiry=inquiry,
@@ -188,10 +189,34 @@ def _turned_by(way: Iterable[OpEvent]) -> str | None:
     return None
 
 
-def _phase(walk: Walk, event: OpEvent) -> Phase:
-    """When it happened; a backward that the loss itself runs is part of the forward."""
-    is_inner = walk.phase == "forward" and event.step == walk.step
-    return "forward" if is_inner and event.phase == "backward" else event.phase
+def _phase(trace: Trace, walk: Walk, event: OpEvent) -> Phase:
+    """When it happened; a backward that the loss itself runs is part of the forward.
+
+    What runs after a backward and writes to its gradients, a clipping by hand, is part of that.
+    """
+    if event.step == walk.step and (walk.phase, event.phase) == ("forward", "backward"):
+        return "forward"
+    if _is_on_gradients(walk, event):
+        return "backward"
+    return "optimizer" if _is_update(trace, walk, event) else event.phase
+
+
+def _is_update(trace: Trace, walk: Walk, event: OpEvent) -> bool:
+    """Whether an op after the backward wrote to a parameter, outside of an optimizer's own step."""
+    if event.step != walk.step or (walk.phase, event.phase) != ("optimizer", "forward"):
+        return False
+    later = (e.phase for e in trace.events[event.index :] if e.step == event.step)
+    return "backward" not in later and any(
+        e.phase == "backward" for e in trace.events[: event.index] if e.step == event.step
+    )
+
+
+def _is_on_gradients(walk: Walk, event: OpEvent) -> bool:
+    """Whether an op outside of the backward made a gradient non-finite that it was given.
+
+    A forward op never reaches a gradient but through nodes, which hold what they read of it.
+    """
+    return event.step == walk.step and (walk.phase, event.phase) == ("backward", "forward")
 
 
 def _receiver(trace: Trace, walk: Walk, event: OpEvent, origins: Origins) -> OpEvent:
@@ -298,7 +323,7 @@ def _evidence(event: OpEvent, samples: int | None) -> Iterator[str]:
         if not kept or (birth.spectrum is None and is_news):
             yield _operand_evidence(event, operand, birth)
             said.add(operand.at)
-    if birth.scalars and not birth.operands:
+    if birth.scalars and (not birth.operands or not all(isfinite(v) for _, v in birth.scalars)):
         yield "arguments: " + ", ".join(f"{name} = {value:g}" for name, value in birth.scalars)
 
 
@@ -323,7 +348,7 @@ def _ancestry(event: OpEvent, inquiry: Inquiry) -> Iterator[str]:
             continue
         names = " ← ".join(_told(ancestor) for ancestor in made[:_CHAIN])
         name = _ROLES.get((base_name(event.op), role), role.replace("aten::", ""))
-        yield f"{name} there is {chain[0].value:g}: {names}"
+        yield f"{name} there is {chain[0].value + 0.0:g}: {names}"  # 0 and not -0
     if inquiry.removed_by is not None and inquiry.result is not None:
         yield (
             f"in the forward the result was {inquiry.result:.4g} there, and "
@@ -335,7 +360,7 @@ _CHAIN = 4  # ops of a lineage that are quoted
 
 
 def _told(ancestor: Ancestor) -> str:
-    numbers = [f"{value:.4g}" for _, value in ancestor.operands]
+    numbers = [f"{value + 0.0:.4g}" for _, value in ancestor.operands]
     numbers += [f"{name} = {value:g}" for name, value in ancestor.scalars]
     return f"{base_name(ancestor.op)}({', '.join(numbers)})"
 
@@ -352,7 +377,7 @@ def _operand_evidence(event: OpEvent, operand: Operand, birth: Birth) -> str:
         return f"{role}: {operand.smallest:.4g} to {operand.largest:.4g}"
     if operand.at_zero == birth.count:
         return f"{role}: exactly 0 at {'all of them' if birth.count > 1 else 'that element'}"
-    quoted = ", ".join(dict.fromkeys(f"{value:.4g}" for value in operand.at))
+    quoted = ", ".join(dict.fromkeys(map(figure, operand.at)))
     zeros = f", exactly 0 at {operand.at_zero} of {birth.count}" if operand.at_zero else ""
     return f"{role}: {quoted} there{zeros}"
 

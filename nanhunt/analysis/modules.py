@@ -45,13 +45,14 @@ def _summary(
     backward: Counter[str] | None,
 ) -> ModuleFacts:
     out = [p for p in passages if p.direction == "forward"]
+    seen = [p for p in out if not math.isnan(p.size)]  # some element of it is finite
     back = [p for p in passages if p.direction == "backward"]
     return ModuleFacts(
         module=name,
         forward=tuple((forward or Counter()).most_common()),
         backward=tuple((backward or Counter()).most_common()),
-        largest=max((p.largest for p in out), default=None),
-        rms=math.sqrt(math.fsum(p.size**2 for p in out) / len(out)) if out else None,
+        largest=max((p.largest for p in seen), default=None),
+        rms=math.sqrt(math.fsum(p.size**2 for p in seen) / len(seen)) if seen else None,
         gradient=_norm(back),
         nonfinite_out=sum(p.nonfinite for p in out),
         nonfinite_gradient=sum(p.nonfinite for p in back),

@@ -112,8 +112,13 @@ def _turning_points(asked: Sequence[Stop]) -> list[Stop]:
     """
     ordered = sorted(asked, key=lambda stop: stop.order)
     picks = [s for s in ordered if s.event and base_name(s.event.op) in PICKS]
-    computed = [s for s in ordered if s.event and s.event.parents]
-    return (picks or computed or ordered)[:1]
+    read = [s for s in ordered if s.event and s.event.parents]
+    computed = [s for s in read if s.event and base_name(s.event.op) not in _COPIES]
+    return (picks or computed or read or ordered)[:1]
+
+
+# What only hands a value on, as a cast does.
+_COPIES = ("to_copy", "copy", "clone", "lift_fresh", "alias", "detach", "cat", "stack", "expand")
 
 
 def _meets_kept_value(trace: Trace, event: OpEvent, phase: Phase) -> bool:

@@ -14,6 +14,7 @@ from nanhunt.causes.circumstance import (
     matrices_or_samples,
 )
 from nanhunt.causes.lineage import is_difference
+from nanhunt.causes.sentences import figure
 from nanhunt.causes.table import CAUSES, Cause
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Circumstance",
     "base_name",
     "causes_of",
+    "figure",
     "is_collective",
     "is_difference",
     "known_cause",

@@ -29,7 +29,7 @@ _KNOWN_FOR: Mapping[str, Iterable[str]] = {
     "overflow_low_precision": ("mm", "bmm", "addmm", "mul", "pow", "sum", "exp", "to_copy"),
     "overflow_fp32": ("pow", "mul", "prod", "cumprod", "mm", "addmm"),
     "fully_masked_reduction": (*SOFTMAXES, "sub"),
-    "empty_reduction": (*AVERAGES, "div", "nll_loss_forward", "cross_entropy"),
+    "empty_reduction": (*AVERAGES, "segment_reduce", "div", "nll_loss_forward", "cross_entropy"),
     "singular_matrix": (*SOLVERS, "solve", "inv", "inverse", "det", "slogdet", "cholesky"),
     "degenerate_decomposition": (
         "linalg_eigh",

@@ -138,14 +138,27 @@ def is_decomposition(c: Circumstance) -> bool:
 
 def divisor_of(c: Circumstance) -> Operand | None:
     """The operand by which the op divides, where it has one."""
-    if c.formula in ("reciprocal", "rsqrt"):
+    if c.formula in ("reciprocal", "rsqrt") or is_negative_power(c):
         return c.operand("self")
     return c.operand("other", "tensor2")
 
 
+def is_negative_power(c: Circumstance) -> bool:
+    """Whether the op divides by a power of its base: `degree.pow(-0.5)`.
+
+    Where a backward does so the slope of the forward op is what is infinite.
+    """
+    if c.formula != "pow" or c.phase == "backward" or c.birth is None:
+        return False
+    exponent = c.operand("exponent")
+    exponents = exponent.at if exponent else (dict(c.birth.scalars).get("exponent", 0.0),)
+    return bool(exponents) and max(exponents) < 0
+
+
 def divides_by_zero(c: Circumstance) -> bool:
     """Whether the op divides by exactly 0 at an offending element."""
-    if c.formula not in DIVISIONS or c.birth is None:
+    is_division = c.formula in DIVISIONS or is_negative_power(c)
+    if not is_division or c.birth is None:
         return False
     divisor = divisor_of(c)
     if divisor is None:  # a plain number, as in `/ len(batch)`
@@ -169,7 +182,8 @@ def is_masked(c: Circumstance) -> bool:
     """
     if c.inquiry.result is None and c.inquiry.removed_by is None:
         masks = any(node.startswith(_MASKING) for node in c.after)
-        return masks and is_incoming_zero(c)
+        # The loss is finite: a NaN that the forward left was taken out of it.
+        return (c.birth is None and c.is_kept_nan) or (masks and is_incoming_zero(c))
     removed = base_name(c.inquiry.removed_by or "")
     # nan_to_num over 0 times an infinity that was asked for hides a product, not a branch.
     return bool(removed) and (removed != "nan_to_num" or not is_kept_infinity(c))
@@ -200,6 +214,9 @@ def is_empty_reduction(c: Circumstance) -> bool:
         return values is not None and values.facts.is_finite
     if c.base == "div":
         return dict(c.birth.scalars).get("other") == 0 and _is_sum(c)
+    if c.base == "segment_reduce":  # of the ways in which it reduces, the mean alone divides
+        data = c.operand("data")
+        return data is not None and data.facts.is_finite
     of = c.operand("self", "input")
     if c.base not in AVERAGES or of is None or not of.facts.is_finite:
         return False
@@ -236,10 +253,18 @@ def is_beyond_domain(c: Circumstance) -> bool:
     if c.birth is None or "nan" not in c.birth.kind or c.birth.from_asked:
         return False
     if c.phase == "forward":
-        return c.base in DOMAINS
+        return c.base in DOMAINS or is_negative_variance(c)
     argument = c.operand("self")
     is_negative = argument is not None and bool(argument.at) and min(argument.at) < 0
     return c.phase == "backward" and c.formula in _LOGS and is_negative
+
+
+def is_negative_variance(c: Circumstance) -> bool:
+    """Whether a normalisation takes the root of a kept variance that is negative."""
+    variance = c.operand("running_var")
+    eps = dict(c.birth.scalars).get("eps", 0.0) if c.birth else 0.0
+    smallest = variance.smallest if variance else None
+    return c.base in NORMALISATIONS and smallest is not None and smallest + eps < 0
 
 
 def overflows(c: Circumstance, *dtypes: str) -> bool:
@@ -269,6 +294,11 @@ def is_kept_infinity(c: Circumstance) -> bool:
     if c.birth is None:
         return c.phase == "backward" and not c.is_kept_nan
     return c.birth.from_asked
+
+
+def is_let_through(c: Circumstance) -> bool:
+    """Whether an infinity that the program wrote down is all that reached the loss."""
+    return c.is_asked and c.phase == "forward"
 
 
 def has_grown(c: Circumstance) -> bool:

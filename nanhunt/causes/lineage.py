@@ -17,7 +17,7 @@ _SMALL = 0.01  # an eps is smaller
 # What makes 0 of numbers that are not 0 where the result is too small for the dtype.
 _UNDERFLOW = (
     "exp", "exp2", "sigmoid", "softmax", "safe_softmax", "mul", "pow", "square", "prod", "cumprod",
-    "div", "reciprocal", "erfc", "special_erfcx", "softplus", "logaddexp",
+    "div", "reciprocal", "erfc", "special_erfcx", "softplus", "logaddexp", "to_copy", "copy",
 )  # fmt: skip
 _CONSTANTS = ("zeros", "zeros_like", "new_zeros", "full", "full_like", "scalar_tensor", "zero")
 # A threshold at which a program sets small numbers to 0 by hand.

@@ -1,6 +1,7 @@
 """The sentences of the table: why it happened, with the numbers of the case filled in."""
 
 from collections.abc import Callable
+from math import isfinite
 
 from nanhunt.causes.circumstance import (
     DOMAINS,
@@ -10,17 +11,27 @@ from nanhunt.causes.circumstance import (
     base_name,
     divides_by_zero,
     divisor_of,
+    is_let_through,
+    is_negative_power,
+    is_negative_variance,
     matrices_or_samples,
 )
 from nanhunt.causes.lineage import made
 from nanhunt.records import Ancestor, Operand
 
 
+def figure(value: float) -> str:
+    """A number in four digits, or in nine where four would put it on an edge beside which it is."""
+    short = f"{value:.4g}"
+    is_on_edge = abs(float(short)) == 1 and float(short) != value
+    return f"{value:.9g}" if is_on_edge else short
+
+
 def quote(operand: Operand | None) -> str:
     """The values of an operand at the offending elements, in brackets."""
     if operand is None or not operand.at:
         return ""
-    values = dict.fromkeys(f"{value:.4g}" for value in operand.at)
+    values = dict.fromkeys(map(figure, operand.at))
     return f" ({', '.join(values)})"
 
 
@@ -59,7 +70,13 @@ def why_degenerate(c: Circumstance) -> str:
 
 def why_domain(c: Circumstance) -> str:
     """An argument outside the domain."""
-    argument = c.operand("self")
+    argument, variance = c.operand("self"), c.operand("running_var")
+    if is_negative_variance(c) and variance is not None:
+        return (
+            f"{c.base} takes the root of running_var + eps, and running_var is negative: "
+            f"{variance.smallest:.4g} at the least. A variance is not: the buffer was spoiled "
+            f"before."
+        )
     function, whose = c.base, ""
     if c.phase == "backward":
         function, whose = c.formula, f"The backward of {c.base} takes a {c.formula}: "
@@ -79,10 +96,29 @@ def why_zero(c: Circumstance) -> str:
     divisor = divisor_of(c)
     zeros = divisor.at_zero if divisor else 0
     kind = "0/0" if c.birth and c.birth.kind == "nan" else "a finite number by 0"
-    where = "the formula of its backward divides" if c.phase == "backward" else "it divides"
+    is_own = c.phase == "backward" and not c.is_hook
+    where = "the formula of its backward divides" if is_own else "it divides"
+    if is_negative_power(c):
+        return f"In {elements(c)} it raises 0 to a negative power, which divides by 0."
     if divisor is None:
         return f"In {elements(c)} {where} {kind}: the divisor is the plain number 0."
-    return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 in {zeros} of them."
+    share = "there" if c.birth and c.birth.count == zeros == 1 else f"in {zeros} of them"
+    return f"In {elements(c)} {where} {kind}: the divisor is exactly 0 {share}."
+
+
+def why_infinite(c: Circumstance) -> str:
+    """What an infinity that was let stand came to."""
+    if is_let_through(c):
+        return "An infinity that the program wrote down reaches the loss: nothing leaves it out."
+    return "An infinity that was let stand meets 0 or another infinity here, which is NaN."
+
+
+def why_update(c: Circumstance) -> str:
+    """What comes after the backward, made of finite gradients."""
+    detail = f" {why_zero(c)}" if divides_by_zero(c) else ""
+    odd = [(name, v) for name, v in (c.birth.scalars if c.birth else ()) if not isfinite(v)]
+    detail += "".join(f" It is given {name} = {value:g}." for name, value in odd)
+    return f"Gradients are finite; the update that comes after them makes the value itself.{detail}"
 
 
 def why_steep(c: Circumstance) -> str:
@@ -95,6 +131,12 @@ def why_steep(c: Circumstance) -> str:
 
 def why_masked(c: Circumstance) -> str:
     """A branch that only the forward leaves out."""
+    if c.birth is None:
+        left = "NaN" if c.is_kept_nan else "an infinity"
+        return (
+            f"The backward of {c.base} meets {left} that the forward had left and masked out "
+            f"afterwards: the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        )
     return (
         f"The branch is masked out afterwards, so the gradient that arrives at {elements(c)} is "
         f"exactly 0; the derivative of {c.base} is not finite there, and 0 times that is NaN."
@@ -155,8 +197,9 @@ def why_underflow(c: Circumstance) -> str:
     maker = made(c, "underflow")
     given = [f"{v:.4g}" for _, v in maker.operands] if maker else []
     what = "divides by it" if divides_by_zero(c) else f"takes its {c.base}"
+    by = "A cast" if maker and base_name(maker.op) in ("to_copy", "copy") else _maker(maker)
     return (
-        f"{_maker(maker)} of {', '.join(given) or 'positive numbers'} is too small for "
+        f"{by} of {', '.join(given) or 'positive numbers'} is too small for "
         f"{maker.dtype if maker else c.dtype} and became exactly 0; the program then {what} "
         f"({elements(c)})."
     )
@@ -199,6 +242,8 @@ def why_empty(c: Circumstance) -> str:
         return "Every target is ignored, so the mean is over no element at all: 0/0."
     if c.base == "div":
         return "A sum is divided by a count that is 0."
+    if c.base == "segment_reduce":
+        return f"The mean of a segment without any element is 0/0 ({elements(c)})."
     shape = list(of.facts.shape) if of else "[]"
     return f"{c.base} over {shape} has too few elements in {elements(c)} of its result: 0/0."
 

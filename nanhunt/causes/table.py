@@ -19,6 +19,7 @@ from nanhunt.causes.circumstance import (
     is_empty_row,
     is_infinity_turned,
     is_kept_infinity,
+    is_let_through,
     is_masked,
     is_scale_zero,
     is_singular,
@@ -39,6 +40,7 @@ from nanhunt.causes.sentences import (
     why_given,
     why_growth,
     why_guard,
+    why_infinite,
     why_low,
     why_masked,
     why_normalised,
@@ -46,6 +48,7 @@ from nanhunt.causes.sentences import (
     why_row,
     why_steep,
     why_underflow,
+    why_update,
     why_zero,
 )
 
@@ -152,7 +155,10 @@ CAUSES: tuple[Cause, ...] = (
         "A CTC target longer than its input, an action that the mask forbids: the model gives it "
         "probability 0 whatever its parameters, and the negative logarithm of that is inf. The "
         "target, or the mask, is wrong.",
-        lambda c: c.base in ("ctc_loss", "cudnn_ctc_loss") or (c.is_asked and c.base in PICKS),
+        lambda c: (
+            c.base in ("ctc_loss", "cudnn_ctc_loss")
+            or (c.is_asked and c.base in (*PICKS, "log_softmax"))
+        ),
         fixed(
             "The target cannot be reached whatever the parameters are: its probability is 0, and "
             "the loss takes the logarithm."
@@ -217,8 +223,8 @@ CAUSES: tuple[Cause, ...] = (
         "The update divides by the root of a running mean of squares plus eps. A parameter "
         "that never had a gradient has 0 there, and with eps = 0 the update is 0/0.",
         lambda c: c.phase == "optimizer" and not overflows(c, *HALF, *WIDE),
-        fixed("Gradients are finite; the update rule itself makes the value out of them."),
-        ("optimizer_eps",),
+        why_update,
+        ("optimizer_eps", "safe_denominator"),
     ),
     Cause(
         "masked_branch_backward",
@@ -256,8 +262,8 @@ CAUSES: tuple[Cause, ...] = (
         "An infinity meets 0 or another infinity",
         "An infinity that was let stand, as a mask or as the log of 0, meets a 0 in a product "
         "or another infinity in a difference.",
-        lambda c: is_infinity_turned(c) or is_kept_infinity(c),
-        fixed("An infinity that was let stand meets 0 or another infinity here, which is NaN."),
+        lambda c: is_infinity_turned(c) or is_kept_infinity(c) or is_let_through(c),
+        why_infinite,
         ("finite_constant",),
     ),
     Cause(

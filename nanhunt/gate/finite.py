@@ -70,7 +70,8 @@ def _failed(case: Case, run: Run, what: str) -> Found:
 def _told(finding: Finding) -> str:
     """What a culprit is and why, in one sentence."""
     where = {"backward": " in its backward", "optimizer": " in the optimizer step"}
-    by = f"{short(finding.op)}{where.get(finding.phase, '')} makes the first of them"
+    place = " on the gradients" if finding.is_on_gradients else where.get(finding.phase, "")
+    by = f"{short(finding.op)}{place} makes the first of them"
     if finding.phase == "data":
         by = f"{finding.where or finding.op} was not finite before the step"
     return f"{by}. {finding.explanation}" if finding.explanation else by

@@ -63,7 +63,10 @@ class Detective:
             self.notes.append(decision.note)
         self.trials.append(self._neutralised(decision.culprits))
         found = self._asked_about(decision.culprits)
-        return self._settled([*found, *self._hidden_behind(decision.culprits)])
+        # Parameters that ran away overflow wherever they are read: that is no second fault.
+        has_diverged = found[0].cause == "divergence"
+        hidden = () if has_diverged else self._hidden_behind(decision.culprits)
+        return self._settled([*found, *hidden])
 
     def _settled(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         return tuple(settle(finding, self.native.run) for finding in findings)

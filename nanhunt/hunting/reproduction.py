@@ -71,7 +71,8 @@ def reproduced(
         # A step before has left it: that one is replayed, from where all of them began.
         restart()
         first = investigation.pace[0].step
-        course = take_steps(subject, first, event.step - first + 1, investigation.progress)
+        count, progress = event.step - first + 1, investigation.progress
+        course = take_steps(subject, first, count, progress, may_end_left_out=True)
         subject, batch = course.subject, course.batch
     try:
         return reproduce(subject, batch, target, order.folder)

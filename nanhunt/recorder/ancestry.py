@@ -44,7 +44,8 @@ _LAID = frozenset(
     ["copy", "to_copy", "softmax", "log_softmax", "safe_softmax", "softmax_backward_data",
      "log_softmax_backward_data", "native_dropout", "triu", "tril"]
 )  # fmt: skip
-_PASSING = COPIES | _SUMS | _PRODUCTS | BOUNDS | _PICKS
+_JOINS = frozenset(["cat", "stack"])
+_PASSING = COPIES | _SUMS | _PRODUCTS | BOUNDS | _PICKS | _JOINS
 # Ops whose output can be 0 where all they were given is not 0 count as the makers of a 0; these
 # pass a 0 on.
 _KEEP_ZERO = frozenset(["sqrt", "pow", "square", "sin", "tanh", "log1p", "expm1", "sign", "relu"])
@@ -91,9 +92,16 @@ At = tuple[Tensor, Where, int]
 
 
 def _offending(guilty: KeptCall, birth: Birth | None) -> tuple[int, Where]:
-    """The output that is not finite, by position, and the first such element in it."""
+    """The output that is not finite, by position, and one such element in it.
+
+    One at which an operand is 0, if there is any: a zero tells why, and beside it stand numbers
+    that are only nearly so.
+    """
     if birth is not None:
-        return birth.output, birth.indices[0] if birth.indices else ()
+        quoted = [operand.at for operand in birth.operands if operand.at_zero]
+        at_zero = (place for at in quoted for place, value in enumerate(at) if value == 0)
+        first = next(at_zero, 0)
+        return birth.output, birth.indices[first] if birth.indices else ()
     for position, output in enumerate(guilty.outputs):
         found = measurement.first_indices(measurement.nonfinite_mask(output))
         if found:
@@ -110,8 +118,9 @@ def _operands(
     lists = {name: value[position] for name, value in call.named
              if isinstance(value, (list, tuple)) and len(value) > position
              and isinstance(value[position], Tensor)}  # fmt: skip
-    single = Call(call.info, (), {**dict(call.named), **lists})
-    yield from _inputs(kept, guilty._replace(call=single), output, where)
+    if base_of(call) not in _JOINS:  # one of many lists: the operands of one tensor of a `foreach`
+        call = Call(call.info, (), {**dict(call.named), **lists})
+    yield from _inputs(kept, guilty._replace(call=call), output, where)
 
 
 def _inputs(
@@ -121,6 +130,11 @@ def _inputs(
 
     Without those that hold another value by now.
     """
+    if base_of(kept_call.call) in _JOINS:
+        joined = _part(kept_call.call, where)
+        if joined is not None and not _is_overwritten(kept, *joined, kept_call.event):
+            yield "tensors", (*joined, kept_call.event)
+        return
     for role, value in kept_call.call.named:
         if isinstance(value, Tensor) and role not in _CHOOSING:
             at = _source_of(kept_call.call, value, output, where)
@@ -192,6 +206,23 @@ def _source_of(call: Call, operand: Tensor, output: Tensor, where: Where) -> Whe
     flat = sizes.argmin() if base in _PRODUCTS or base.endswith("min") else sizes.argmax()
     inner = iter(torch.unravel_index(flat, sizes.shape) if sizes.dim() else ())
     return tuple(int(next(inner)) if isinstance(s, slice) else s for s in slices)
+
+
+def _part(call: Call, where: Where) -> tuple[Tensor, Where] | None:
+    """Which of the tensors that an op put together made an element of its output, and where."""
+    named = dict(call.named)
+    parts: list[Tensor] = [part for part in named["tensors"] if part.numel()]
+    if not where or not parts:
+        return None
+    axis = int(named.get("dim", 0)) % len(where)
+    at = where[axis]
+    if base_of(call) == "stack":
+        return parts[at], (*where[:axis], *where[axis + 1 :])
+    for part in parts:
+        if at < part.shape[axis]:
+            return part, (*where[:axis], at, *where[axis + 1 :])
+        at -= part.shape[axis]
+    return None
 
 
 def _picked(call: Call, operand: Tensor, where: Where) -> Where | None:

@@ -40,7 +40,9 @@ def describe_birth(
 
 def _read_operands(call: Call, position: int, born: Tensor) -> Iterator[Operand]:
     """Read the tensors among the arguments; of a list, the one that belongs to this output."""
-    mutated = {name for _, name in call.info.mutated}
+    # Running statistics are written to in training alone.
+    is_kept = dict(call.named).get("training") is False
+    mutated = set() if is_kept else {name for _, name in call.info.mutated}
     for name, given in call.named:
         if name in mutated:
             continue  # it holds the result by now

@@ -1,6 +1,7 @@
 """What is known of non-finite values: who left them in a storage, and what of them an op met."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -104,6 +105,15 @@ class Given:
             for position, (tensor, facts) in enumerate(zip(self.tensors, self.facts, strict=True))
             if facts is not None and not facts.is_finite
         ]
+
+    def without(self, is_meant: Callable[[Poison], bool]) -> "Given":
+        """What is given besides the inputs of which some tell who left them non-finite."""
+        left = [poison is None or not is_meant(poison) for poison in self.poisons]
+        return replace(
+            self,
+            facts=[f if stays else None for f, stays in zip(self.facts, left, strict=True)],
+            poisons=[p if stays else None for p, stays in zip(self.poisons, left, strict=True)],
+        )
 
     def all_facts(self) -> tuple[TensorFacts, ...]:
         """Facts of every input; those not looked at are finite."""

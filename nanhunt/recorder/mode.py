@@ -19,7 +19,7 @@ from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.entries import Entry, dtype_of, event_of, made_by, number_of
 from nanhunt.recorder.flow import Flow, repair
 from nanhunt.recorder.frames import ENGINE_CODE, Place, is_in_backward, user_call
-from nanhunt.recorder.given import Given
+from nanhunt.recorder.given import Given, Poison
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.oblivion import let_go
 from nanhunt.recorder.passing import Passing, unwrapped
@@ -297,6 +297,10 @@ class Recorder(OwnMode):
         self._about = (self._node_facts, self._node_run, module, self.step, self.thread)
         return self._about
 
+    def _is_kept_poison(self, poison: Poison) -> bool:
+        """Whether the forward, or the state before the step, left something non-finite."""
+        return all(s < 0 or self._raw[s][0] == "forward" for s in poison.sources)
+
     def _follow(
         self, event: Entry, call: Call, node: Any, given: Given | None, outputs: Any
     ) -> None:
@@ -320,7 +324,9 @@ class Recorder(OwnMode):
                 number = number_of(event)
                 self._repaired.add(number if node is not None else made if is_new else -1)
             if index in self._scope.repair or number_of(event) in self._repaired:
-                repair(outputs, given, is_backward=node is not None)
+                # What a node had kept is none of what came to it: the loss was finite all the same.
+                passed_on = given.without(self._is_kept_poison) if given and node else given
+                repair(outputs, passed_on, is_backward=node is not None)
             met = self._flow.follow(call, node, given, outputs, index)
             if met is not None:
                 self._raw[index] = (*event[:-1], met)

@@ -7,7 +7,7 @@ them read them and never need torch. Nothing here holds a live tensor, and nothi
 # fmt: off
 # isort: off
 from nanhunt.records.concluded import (
-    Ablation, Answer, Finding, Group, ModuleFacts, Provenance, Rank, RankState, Report,
+    ENDLESS, Ablation, Answer, Finding, Group, ModuleFacts, Provenance, Rank, RankState, Report,
     Reproduction, Run, Sameness, Sample, Step, Trial, Verdict,
 )
 from nanhunt.records.figured import SANITISED, Figures, Why
@@ -19,9 +19,9 @@ from nanhunt.records.measured import (
 # isort: on
 
 __all__ = [
-    "SANITISED", "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference", "Figures",
-    "Finding", "Frame", "Group", "HalfOp", "Inquiry", "ModuleFacts", "OpEvent", "Operand",
-    "Outcome", "Pace", "Passage", "Phase", "Provenance", "Rank", "RankState", "Report",
+    "ENDLESS", "SANITISED", "Ablation", "Ancestor", "Answer", "Birth", "Checked", "Difference",
+    "Figures", "Finding", "Frame", "Group", "HalfOp", "Inquiry", "ModuleFacts", "OpEvent",
+    "Operand", "Outcome", "Pace", "Passage", "Phase", "Provenance", "Rank", "RankState", "Report",
     "Reproduction", "Run", "Sameness", "Sample", "Sink", "SinkKind", "Spectrum", "Status", "Step",
     "TensorFacts", "Term", "Trace", "Trial", "Verdict", "Why",
 ]

@@ -58,6 +58,11 @@ class Finding:
         """The loss term or terms that own the culprit, as one word; None without named terms."""
         return ", ".join(self.terms) or None
 
+    @property
+    def is_on_gradients(self) -> bool:
+        """Whether an op outside of all nodes computed on gradients: a sum of them, a clipping."""
+        return self.phase == "backward" and self.node is None
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -180,6 +185,7 @@ class Ablation:
 # Recipes that are to contribute nothing where there is nothing, and those that drop what they meet.
 _SKIPPING = ("skip_empty", "zero_empty_rows", "zero_infinity", "correction_zero")
 _HIDING = ("saturate", "detach_vectors")
+ENDLESS = 1e18  # a loss beyond it, where it was not finite before, is so in name only
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +249,10 @@ class Trial:
 
     @property
     def is_unverified(self) -> bool:
-        """Whether it hides what it meets, and no FP64 gradient shows that nothing was lost."""
+        """Whether it hides what it meets, and no FP64 gradient or loss shows that it may."""
         is_referred = self.gradient_error is not None and self.reference.startswith("fp64")
-        return any(recipe in _HIDING for recipe in self.recipes) and not is_referred
+        is_hiding = any(recipe in _HIDING for recipe in self.recipes) and not is_referred
+        return is_hiding or (self.loss_change is None and abs(self.loss) > ENDLESS)
 
     @property
     def is_proven(self) -> bool:

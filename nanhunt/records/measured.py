@@ -281,7 +281,8 @@ class Pace:
     """One training step in a row of them: its loss, and how large things were.
 
     `gradient` is the norm over all gradients and `largest` the largest magnitude among the
-    parameters before the step; `skipped` says that the scaler did not take the step.
+    parameters before the step; `skipped` says that the scaler did not take the step, or that the
+    program left it out, with no loss then.
     """
 
     step: int

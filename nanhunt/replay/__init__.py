@@ -5,7 +5,7 @@ terms, `ends` measures before and after. `course` takes several steps in a row, 
 """
 
 from nanhunt.replay.course import Course, take_steps
-from nanhunt.replay.drive import EMULATED
+from nanhunt.replay.drive import EMULATED, has_scaler
 from nanhunt.replay.step import (
     INITIAL_SCALE,
     Change,
@@ -25,6 +25,7 @@ __all__ = [
     "blame_terms",
     "draw_batch",
     "find_fingerprints",
+    "has_scaler",
     "replay",
     "take_steps",
 ]

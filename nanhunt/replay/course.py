@@ -34,13 +34,19 @@ class Course:
 
 
 def take_steps(
-    subject: Subject, first: int, count: int, progress: Callable[[str], object]
+    subject: Subject,
+    first: int,
+    count: int,
+    progress: Callable[[str], object],
+    *,
+    may_end_left_out: bool = False,
 ) -> Course:
     """Take up to `count` real steps from batch `first` on; stop at the first that fails.
 
     The subject is left as it was before the step that is returned; who wants it as it was before
     them all wraps the call in `preserved`. A step whose gradients overflow at the loss scale and
-    fit a smaller one from 1 up is healthy: the scaler skips it and the next one is taken.
+    fit a smaller one from 1 up is healthy: the scaler skips it and the next one is taken. So is one
+    that the program leaves out, which the last one must not be unless that is said.
 
     Raises:
         SubjectError: a step cannot be run.
@@ -51,14 +57,20 @@ def take_steps(
         recorder = Recorder(execution.half.execute, Scope(modules=True))
         for index in range(first, first + count):
             progress(f"step {index}")
-            one = _Step(subject.at(index), recorder, execution)
+            is_last = index == first + count - 1
+            one = _Step(
+                subject.at(index),
+                recorder,
+                execution,
+                may_be_left_out=may_end_left_out or not is_last,
+            )
             restore = remember(one.subject)
             failed = one.take()
             if failed is not None and one.is_overflow:
                 restore()
                 failed = None if one.is_skipped_rightly() else failed
             pace.append(one.pace)
-            if failed is not None or index == first + count - 1:
+            if failed is not None or is_last:
                 restore()
                 return Course(one.subject, one.batch, tuple(pace), failed)
             one.advance_schedule()
@@ -68,8 +80,16 @@ def take_steps(
 class _Step:
     """One of the steps."""
 
-    def __init__(self, subject: Subject, recorder: Recorder, execution: Execution) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        recorder: Recorder,
+        execution: Execution,
+        *,
+        may_be_left_out: bool,
+    ) -> None:
         self.subject, self.recorder, self.execution = subject, recorder, execution
+        self._may_be_left_out = may_be_left_out
         subject.set_generators()
         self.batch = _batch_of(subject)
         self.scale = float(subject.scaler.get_scale()) if has_scaler(subject) else 1.0
@@ -81,7 +101,10 @@ class _Step:
         self.recorder.next_step(self.subject.step)
         drive = self._drive(self.recorder)
         run, trace = drive.tell(self.recorder if drive.failures else None)
-        norm = math.hypot(*(group.norm for group in run.groups))
+        norm = math.hypot(*(group.norm for group in run.groups)) if run.groups else math.nan
+        if drive.is_left_out:
+            self.pace = replace(self.pace, skipped=True)
+            return None
         self.pace = replace(self.pace, loss=run.loss, gradient=norm)
         self.is_overflow = has_scaler(self.subject) and set(drive.failures) == {"gradient"}
         if not drive.failures:
@@ -106,6 +129,7 @@ class _Step:
     def _drive(self, recorder: Recorder | None) -> Drive:
         subject = self.subject
         drive = Drive(subject, NATIVE, self.execution, self.scale)
+        drive.may_be_left_out = self._may_be_left_out
         subject.set_generators()
         recording = recorder.recording(subject.model) if recorder else contextlib.nullcontext()
         try:

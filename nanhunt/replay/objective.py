@@ -66,8 +66,11 @@ def _sums_to(terms: Mapping[str, Tensor], loss: Tensor) -> bool:
     return math.isclose(total, value, rel_tol=1e-3) or (total - total != 0 != value - value)
 
 
-def check_loss(loss: Any) -> None:
-    """Refuse what is not a scalar tensor with a graph, with a `SubjectError`."""
+def check_loss(loss: Any, *, is_backward_done: bool = False) -> None:
+    """Refuse what is not a scalar tensor with a graph, with a `SubjectError`.
+
+    A loss that is shown after its backward needs no graph any more.
+    """
     if not isinstance(loss, Tensor):
         raise SubjectError(
             f"loss_fn is to return a scalar tensor or a mapping of terms; got {type(loss).__name__}"
@@ -76,7 +79,7 @@ def check_loss(loss: Any) -> None:
         raise SubjectError(
             f"the loss is to be a scalar; got shape {list(loss.shape)}: reduce it, as by .mean()"
         )
-    if not loss.requires_grad:
+    if not loss.requires_grad and not is_backward_done:
         raise SubjectError(
             "the loss has no graph: nothing in it depends on a parameter that requires a gradient "
             "(a detach, a no_grad block, or a value taken with .item()?)"

@@ -216,6 +216,7 @@ class _Attempt:
                 drive = Drive(subject, variant, execution, scale)
                 drive.keeps_gradients = self.change.gradients
                 drive.makes_digest = self.change.digest
+                drive.may_be_left_out = bool(self.capture)  # what it did before is all that counts
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
                 recorder = Recorder(execute, scope) if scope else None

@@ -11,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from nanhunt.records import Finding, Phase
+
 GAP = 2
 NARROWEST = 6
 
@@ -28,6 +30,19 @@ def number(value: float) -> str:
 def short(op: str) -> str:
     """An op without the namespace and the overload that nearly all ops share."""
     return op.removeprefix("aten::")
+
+
+_PLACES: dict[Phase, str] = {
+    "data": "in what the step started from",
+    "forward": "in the forward",
+    "backward": "in its backward",
+    "optimizer": "in the optimizer step",
+}
+
+
+def half_of(finding: Finding) -> str:
+    """In which part of the step a culprit ran."""
+    return "on the gradients" if finding.is_on_gradients else _PLACES[finding.phase]
 
 
 def said(*parts: str | tuple[str, str]) -> Text:

@@ -7,16 +7,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from nanhunt.records import Finding, Report
-from nanhunt.report.layout import clean, short
+from nanhunt.report.layout import clean, half_of, short
 
 WIDTH = 100
 MARGIN = 10
-_PLACES = {
-    "data": "in what the step started from",
-    "forward": "in the forward",
-    "backward": "in its backward",
-    "optimizer": "in the optimizer step",
-}
 
 
 def render(report: Report) -> RenderableType:
@@ -36,7 +30,7 @@ def tell(report: Report) -> str:
 
 def _culprit(finding: Finding) -> Iterator[str]:
     inside = " → ".join(filter(None, [finding.node, short(finding.formula_op or "")]))
-    head = f"{short(finding.op)}, {_PLACES[finding.phase]}" + (f" · {inside}" if inside else "")
+    head = f"{short(finding.op)}, {half_of(finding)}" + (f" · {inside}" if inside else "")
     spot = f"{finding.file}:{finding.line}" if finding.file else ""
     if spot and finding.function:
         spot += f" in {finding.function}"

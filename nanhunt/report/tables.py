@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.cells import cell_len
 from rich.text import Text
 
-from nanhunt.records import Ablation, Group, Report, Run
+from nanhunt.records import Ablation, Group, Pace, Report, Run
 from nanhunt.report.layout import (
     GAP,
     Column,
@@ -49,10 +49,10 @@ def pace(report: Report) -> Grid:
     columns = [
         Column(
             "Steps",
-            [said(str(p.step), (" skipped by the scaler" * p.skipped, FAINT)) for p in rows],
+            [said(str(p.step), (f" {_skipped_by(p)}" * p.skipped, FAINT)) for p in rows],
         ),
-        Column("loss", [figure(p.loss) for p in rows]),
-        Column("‖g‖ total", [figure(p.gradient) for p in rows]),
+        Column("loss", [_taken(p, p.loss) for p in rows]),
+        Column("‖g‖ total", [_taken(p, p.gradient) for p in rows]),
         Column("largest parameter before", [figure(p.largest) for p in rows], rank=1),
     ]
     taken = f"{len(report.pace)} of {report.steps} steps taken"
@@ -136,6 +136,15 @@ def _run_table(all_runs: Sequence[Run], sheet: Sheet) -> Grid:
     return Grid(_run_columns(rows, names, sheet), spans, below)
 
 
+def _skipped_by(step: Pace) -> str:
+    return "left out by train_step" if math.isnan(step.loss) else "skipped by the scaler"
+
+
+def _taken(step: Pace, value: float) -> Text:
+    """A figure of a step; one that was left out has none."""
+    return said(NONE) if step.skipped and math.isnan(value) else figure(value)
+
+
 def _name(run: Run) -> str:
     return f"  − {', '.join(run.ablated)}" if run.ablated else run.variant
 
@@ -144,7 +153,9 @@ def _remark(run: Run) -> str:
     """What a footnote says about a run."""
     scale = [] if run.scale is None else [f"scale {run.scale:g}"]
     count = run.stepped_nonfinite
-    stepped = [f"{count} parameters non-finite after the step"] if count else []
+    stepped = (
+        [f"{count} parameter{'' if count == 1 else 's'} non-finite after the step"] if count else []
+    )
     return " · ".join([*run.notes, *scale, *stepped])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.cells import cell_len
 from rich.text import Text
 
-from nanhunt.records import Report, Trial
+from nanhunt.records import ENDLESS, Report, Trial
 from nanhunt.report.layout import Column, Grid, Sheet, beside, clean, clipped, number, said
 from nanhunt.report.tables import BAD, GOOD, ODD
 
@@ -43,7 +43,9 @@ def proof(trial: Trial) -> str:
         noun = "parameter gets" if trial.vanished == 1 else "parameters get"
         parts.append(f"{trial.vanished} {noun} a gradient of exactly 0")
     if trial.is_unverified:
-        parts.append("what it drops cannot be compared")
+        is_endless = abs(trial.loss) > ENDLESS
+        told = f"a loss of {number(trial.loss)} is finite in name only"
+        parts.append(told if is_endless else "what it drops cannot be compared")
     return ", ".join(parts)
 
 
@@ -63,10 +65,10 @@ def _compared(trial: Trial) -> Iterator[str]:
 
 
 def change(trial: Trial) -> str:
-    """By how much the loss changed."""
+    """By how much the loss changed, or to what: of one that was 0 there are no percents."""
     amount = trial.loss_change or 0.0
     return (
-        f"changed by {number(100 * amount)} %" if amount < 1 else f"changed {number(amount)}-fold"
+        f"changed by {number(100 * amount)} %" if amount < 1 else f"changed to {number(trial.loss)}"
     )
 
 

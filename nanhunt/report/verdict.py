@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from nanhunt.records import Ablation, Finding, Phase, Rank, RankState, Report, Run, Step, Verdict
+from nanhunt.records import Ablation, Finding, Rank, RankState, Report, Run, Step, Verdict
 from nanhunt.report import trials
-from nanhunt.report.layout import clean, number, said, short
+from nanhunt.report.layout import clean, half_of, number, said, short
 from nanhunt.report.tables import BAD, GOOD, ODD, outcome, share
 
 
@@ -29,12 +29,6 @@ _TAGS: dict[Verdict, _Tag] = {
     "culprit": _Tag("CULPRIT", BAD, "the step is non-finite"),
     "unexplained": _Tag("UNEXPLAINED", ODD, "the step is non-finite; cannot tell why"),
     "at_risk": _Tag("AT RISK", ODD, "finite natively, non-finite in another variant"),
-}
-_PLACES: dict[Phase, str] = {
-    "data": "in what the step started from",
-    "forward": "in the forward",
-    "backward": "in its backward",
-    "optimizer": "in the optimizer step",
 }
 _PROOFS: dict[bool | None, str] = {
     True: " (replayed)",
@@ -95,14 +89,14 @@ def _version(report: Report, package: str, numbers: int) -> str:
 def place(finding: Finding) -> Text:
     """The op and the half of the step, and what ran inside its node."""
     inside = " → ".join(filter(None, [finding.node, short(finding.formula_op or "")]))
-    head = f"{short(finding.op)}, {_PLACES[finding.phase]}"
+    head = f"{short(finding.op)}, {half_of(finding)}"
     return said((head, f"bold {BAD}"), f" · {inside}" if inside else "")
 
 
 def spot(finding: Finding) -> str:
     """The line of code, written so that terminals make a link of it."""
     if finding.file is None:
-        return "line of code not known"
+        return finding.where or "line of code not known"
     line = "" if finding.line is None else f":{finding.line}"
     return f"{finding.file}{line}" + (f" in {finding.function}" if finding.function else "")
 

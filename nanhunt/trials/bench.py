@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanhunt.recorder import Scope
 from nanhunt.records import Run, Trial
-from nanhunt.replay import Change, Replay, replay
+from nanhunt.replay import Change, Replay, has_scaler, replay
 from nanhunt.subject import Subject
 from nanhunt.trials import agreement
 from nanhunt.trials.trying import NO_PATCH, Patch, Trying
@@ -88,7 +88,8 @@ class Bench:
         """Replay the step with a change and compare it with the step as given."""
         start = time.perf_counter()
         calls = Trying(candidate.patch)
-        change = Change(_both(calls, candidate.applied), candidate.scale, gradients=True)
+        scale = candidate.scale or self._scale
+        change = Change(_both(calls, candidate.applied), scale, gradients=True)
         batch = self.batch if candidate.batch is None else candidate.batch
         done = replay(
             self.subject, batch, NATIVE, scope=Scope() if recorded else None, change=change
@@ -104,6 +105,16 @@ class Bench:
             seconds=time.perf_counter() - start,
         )
         return Outcome(trial, done, calls)
+
+    @property
+    def _scale(self) -> float | None:
+        """The loss scale of every replay; None for that of the subject.
+
+        Of a step of its own it is not known whether its gradients are divided by its scale, so that
+        only those at one scale can be compared: at 1, where the step as given fails too.
+        """
+        is_own = self.subject.train_step is not None and has_scaler(self.subject)
+        return 1.0 if is_own else None
 
     def _judged(self, candidate: Candidate, done: Replay, *, is_whole: bool) -> Trial:
         run, is_half = done.run, self.dtype in _HALF
@@ -156,7 +167,7 @@ class Bench:
 
     def _natively(self) -> Mapping[str, Tensor]:
         if self._native is None:
-            change = Change(gradients=True)
+            change = Change(scale=self._scale, gradients=True)
             self._native = replay(
                 self.subject, self.batch, NATIVE, scope=None, change=change
             ).gradients
@@ -186,7 +197,7 @@ class Bench:
 
     def _in_fp64(self, name: str, patch: Patch) -> "Reference":
         calls = Trying(patch)
-        change = Change(calls.entered, gradients=True)
+        change = Change(calls.entered, self._scale, gradients=True)
         done = replay(self.subject, self.batch, VARIANTS["fp64"], scope=None, change=change)
         is_met = patch is NO_PATCH or calls.times > 0
         if not is_met or not done.run.is_finite or not self._fits(done.gradients):

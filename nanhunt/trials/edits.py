@@ -309,6 +309,8 @@ def _of_reduction(name: str) -> Iterator[Edit]:
         yield Edit("zero_empty_rows", "call", "{call}.masked_fill({x}.isneginf().all(-1, True), 0)")
     if name == "mean":
         yield Edit("skip_empty", "call", "{call} if {x}.numel() else {x}.sum()")
+    if name == "segment_reduce":
+        yield Edit("skip_empty", "call", "torch.where({call}.isnan(), 0.0, {call})")
     if name in _LOSSES or name in _PICKING:
         yield Edit("skip_empty", "call", "{x}.sum() * 0 if {call}.isnan() else {call}")
     if name in ("std", "var", "std_mean", "var_mean"):

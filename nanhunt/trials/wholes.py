@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.records import Finding
+from nanhunt.replay import has_scaler
 from nanhunt.structure import count_samples, map_tensors, named_tensors
 from nanhunt.subject import Subject
 from nanhunt.trials.bench import Candidate
@@ -28,10 +29,13 @@ def of_step(finding: Finding, subject: Subject, batch: Any) -> Iterator[Candidat
 
 
 def _of_scale(subject: Subject) -> Iterator[Candidate]:
-    if subject.train_step is not None or subject.scaler is not None:
-        return  # it has a scale of its own
+    if subject.train_step is not None:
+        return  # whether it scales its loss is its own affair
     for power in _SCALES:
-        told = f"the loss times 2^{power}, the gradients divided by it again"
+        # A culprit has failed at every scale of its scaler from 1 up.
+        own = f"a loss scale of 2^{power}, below that of the scaler"
+        plain = f"the loss times 2^{power}, the gradients divided by it again"
+        told = own if has_scaler(subject) else plain
         yield Candidate("smaller_loss_scale", told, scale=2.0**power)
 
 

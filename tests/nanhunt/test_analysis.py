@@ -162,10 +162,37 @@ def test_turning_point_of_an_infinity_that_was_asked_for():
     computed = event(1, "sub", asked=True, sources=((0,),))
     picked = event(2, "gather", asked=True, sources=((1,),))
     last = event(3, "neg", asked=True, sources=((2,),))
+    cast = event(1, "_to_copy", asked=True, sources=((0,),))
+    after = event(2, "mul", asked=True, sources=((1,),))
     assert stops(trace([mask, computed, picked, last], loss(3))) == [2]
     unpicked = replace(picked, op="aten::abs")
     assert stops(trace([mask, computed, unpicked, last], loss(3))) == [1]
     assert stops(trace([mask], loss(0))) == [0]
+    # A cast hands it on; where nothing else was done with it the cast is all there is.
+    assert stops(trace([mask, cast, after], loss(2))) == [2]
+    assert stops(trace([mask, cast], loss(1))) == [1]
+
+
+def test_what_writes_to_gradients_is_part_of_the_backward():
+    """No forward op reaches a gradient but by a node, which holds what it read."""
+    clips = event(0, "div", birth=NAN)
+    found = only(trace([clips], gradient("w", 0)))
+    assert (found.phase, found.node, found.is_on_gradients) == ("backward", None, True)
+    earlier = [replace(clips, step=3), replace(event(1, sources=((0,),)), step=4)]
+    found = only(trace(earlier, gradient("w", 1)))
+    assert (found.phase, found.step, found.is_on_gradients) == ("forward", 3, False)
+    assert only(trace([clips], loss(0))).phase == "forward"
+
+
+def test_what_writes_to_parameters_after_the_backward_is_the_update():
+    """Also where nobody has said that an optimizer is at work; a forward that does so is none."""
+    stepped = Sink("stepped", "w", BAD, last=(1,))
+    by_hand = event(1, "div", birth=NAN)
+    found = only(Trace((back(0, "mul"), by_hand), (stepped,)))
+    assert (found.phase, found.cause) == ("optimizer", "optimizer_arithmetic")
+    before = Trace((event(0), by_hand, back(2, "mul")), (stepped,))
+    assert only(before).phase == "forward"
+    assert only(Trace((event(0), by_hand), (stepped,))).phase == "forward"
 
 
 def test_first_station_decides():
@@ -558,7 +585,8 @@ def test_evidence_of_a_decomposition():
     ("kept", "cause"),
     [
         (TensorFacts((4,), "float32", neginf=2), "inf_minus_inf_or_zero_times_inf"),
-        (TensorFacts((4,), "float32", nan=2), None),
+        # The loss is finite, so that what the forward left as NaN was taken out of it.
+        (TensorFacts((4,), "float32", nan=2), "masked_branch_backward"),
     ],
 )
 def test_evidence_of_a_kept_value(kept, cause):
@@ -665,6 +693,14 @@ def named(run, variant, **more):
         (
             [SICK, named(SICK, "fp64", culprit=None, culprit_dtype=None)],
             "fp64 cannot tell: the op still ran in an unknown dtype",
+        ),
+        (
+            [SICK, named(SICK, "fp64", culprit="buffer", culprit_dtype="float64")],
+            "fp64 cannot tell: its replay begins with a value that is non-finite",
+        ),
+        (
+            [replace(SICK, culprit="input"), named(SICK, "fp64", culprit="input")],
+            "not a precision fault: the input is non-finite before the step",
         ),
         ([SICK, named(SICK, "fp64", raised="E")], "fp64 cannot tell: it raised E"),
     ],

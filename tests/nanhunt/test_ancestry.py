@@ -91,6 +91,11 @@ PASSING = {
     "matrix_product": lambda y: torch.outer(y, numbers(1.0, 2.0)) @ torch.ones(2, 2),
     "batched_product": lambda y: y.view(1, 3, 1) @ torch.ones(1, 1, 4),
     "linear_in_3d": lambda y: y.view(1, 3, 1) @ torch.ones(1, 4),
+    "cat": lambda y: torch.cat([numbers(2.0, 4.0), y]),
+    "cat_of_an_empty_one": lambda y: torch.cat([y[:0], y, numbers(1.0)]),
+    "cat_along_another_axis": lambda y: torch.cat([torch.ones(3, 2), y.view(3, 1)], -1),
+    "stack": lambda y: torch.stack([numbers(1.0, 2.0, 3.0), y]),
+    "stack_along_the_last_axis": lambda y: torch.stack([y, numbers(1.0, 2.0, 3.0)], -1),
 }
 
 
@@ -160,6 +165,33 @@ def test_the_largest_of_a_maximum_need_not_be_large():
     chain = lineage(lambda w, x: (x * w).amax().log(), given)
     assert ops(chain) == ["amax", "mul"]
     assert chain[-1].operands[0] == ("self", -0.5)
+
+
+def test_a_part_of_what_was_put_together_is_no_other():
+    """A 0 that was given, beside one that underflowed in another part."""
+    given = numbers(3.0, -200.0)
+
+    def loss(w, x):
+        return (1 / torch.cat([numbers(0.0, 2.0), torch.exp(x * w)])).sum()
+
+    inquiry = ask(kept_replay(loss, given), "reciprocal")
+    assert ops(inquiry.chain("self")) == ["cat", ""]
+    assert making(inquiry.chain("self")) == "given"
+
+
+def test_of_several_elements_one_with_a_zero_is_asked_about():
+    """Its neighbour is only too small; where none is 0 the first one is."""
+    given = numbers(-100.0, -103.5, -200.0)
+
+    def loss(w, x):
+        return (1 / torch.exp(x * w)).sum()
+
+    chain = ask(kept_replay(loss, given), "reciprocal").chain("self")
+    assert (chain[-1].value, chain[-1].operands) == (0.0, (("self", -200.0),))
+    assert making(chain) == "underflow"
+    chain = ask(kept_replay(loss, given[:2]), "reciprocal").chain("self")
+    assert chain[-1].operands == (("self", -100.0),)
+    assert making(chain) == "exact"
 
 
 @pytest.mark.parametrize("reduce", [torch.cumsum, torch.cumprod, torch.sum, torch.prod])

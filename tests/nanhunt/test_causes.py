@@ -325,7 +325,7 @@ CASES = [
     (
         case("optimizer", "aten::addcdiv_", born=birth("nan")),
         "optimizer_arithmetic",
-        "Gradients are finite; the update rule itself makes the value out of them.",
+        "Gradients are finite; the update that comes after them makes the value itself.",
     ),
     (
         case(
@@ -473,12 +473,16 @@ CASES = [
     (
         case(
             "backward",
-            "aten::sqrt",
             "aten::div",
-            DIVIDES,
+            born=DIVIDES,
             is_hook=True,
             after=("WhereBackward0",),
         ),
+        "zero_denominator_in_backward",
+        ("In 2 elements it divides a finite number by 0: the divisor is exactly 0 in 2 of them."),
+    ),
+    (
+        case("backward", "aten::mean", "aten::div", DIVIDES),
         "zero_denominator_in_backward",
         (
             "In 2 elements the formula of its backward divides a finite number by 0: the divisor "
@@ -496,7 +500,7 @@ CASES = [
     (
         case("forward", "aten::div", born=birth("inf", operand("other", 0.0, zero=1), count=1)),
         "zero_denominator_forward",
-        "In 1 element it divides a finite number by 0: the divisor is exactly 0 in 1 of them.",
+        "In 1 element it divides a finite number by 0: the divisor is exactly 0 there.",
     ),
     (
         case("forward", "aten::reciprocal", born=birth("inf", operand("self", 0.0, zero=2))),
@@ -638,6 +642,121 @@ def test_cause(circumstance, slug, sentence):
     assert (cause.slug, cause.reason(circumstance)) == (slug, sentence)
 
 
+NEGATIVE_POWERS = [
+    (
+        case(
+            "forward",
+            "aten::pow",
+            born=birth("inf", operand("self", 0.0, zero=2), scalars=(("exponent", -0.5),)),
+        ),
+        "zero_denominator_forward",
+        "In 2 elements it raises 0 to a negative power, which divides by 0.",
+    ),
+    (
+        case(
+            "forward",
+            "aten::pow",
+            born=birth("inf", operand("self", 0.0, zero=2), operand("exponent", -1.0, -2.0)),
+        ),
+        "zero_denominator_forward",
+        "In 2 elements it raises 0 to a negative power, which divides by 0.",
+    ),
+]
+VARIANCE = Operand("running_var", TensorFacts((3,), "float32"), smallest=-0.01, largest=1.0)
+SPOILED = [
+    (
+        case(
+            "forward",
+            "aten::native_batch_norm",
+            born=birth("nan", VARIANCE, scalars=(("eps", 1e-5),)),
+        ),
+        "domain_error",
+        (
+            "native_batch_norm takes the root of running_var + eps, and running_var is negative: "
+            "-0.01 at the least. A variance is not: the buffer was spoiled before."
+        ),
+    ),
+    (
+        case("optimizer", "aten::div", born=birth("inf", operand("other", 0.0, zero=2))),
+        "optimizer_arithmetic",
+        (
+            "Gradients are finite; the update that comes after them makes the value itself. In 2 "
+            "elements it divides a finite number by 0: the divisor is exactly 0 in 2 of them."
+        ),
+    ),
+]
+
+
+TOLD = [
+    (
+        case("forward", "aten::asin", born=birth("nan", operand("self", 1.00000012, -1.5))),
+        "domain_error",
+        (
+            "asin is real only for -1 ≤ x ≤ 1; 2 elements of its argument lie outside (1.00000012, "
+            "-1.5)."
+        ),
+    ),
+    (
+        case("backward", "aten::pow", "aten::pow", is_kept_nan=True),
+        "masked_branch_backward",
+        (
+            "The backward of pow meets NaN that the forward had left and masked out afterwards: "
+            "the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        ),
+    ),
+    (
+        case(
+            "backward",
+            "aten::reciprocal",
+            "aten::mul",
+            inquiry=Inquiry(result=float("inf"), removed_by="aten::where"),
+        ),
+        "masked_branch_backward",
+        (
+            "The backward of reciprocal meets an infinity that the forward had left and masked out "
+            "afterwards: the gradient that arrives there is exactly 0, and 0 times that is NaN."
+        ),
+    ),
+    (
+        case("forward", "aten::div", born=birth("nan", operand("other", 0.0, zero=1), count=1)),
+        "zero_denominator_forward",
+        "In 1 element it divides 0/0: the divisor is exactly 0 there.",
+    ),
+    (
+        case(
+            "forward",
+            "aten::log",
+            born=AT_ZERO,
+            dtype="float16",
+            inquiry=asked(step("_to_copy", 0.0, 6e-9, dtype="float16")),
+        ),
+        "underflow_to_zero",
+        (
+            "A cast of 6e-09 is too small for float16 and became exactly 0; the program then takes "
+            "its log (2 elements)."
+        ),
+    ),
+    (
+        case(
+            "optimizer",
+            "aten::add_",
+            born=birth("nan", operand("other", 0.0, zero=2), scalars=(("alpha", float("-inf")),)),
+        ),
+        "optimizer_arithmetic",
+        (
+            "Gradients are finite; the update that comes after them makes the value itself. It is "
+            "given alpha = -inf."
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("circumstance", "slug", "sentence"), [*NEGATIVE_POWERS, *SPOILED, *TOLD])
+def test_what_is_hidden_in_an_op(circumstance, slug, sentence):
+    """A power may be a division, a normalisation a root, and an update both."""
+    test_cause(circumstance, slug, sentence)
+
+
 def test_every_row_has_a_case():
     """No row of the table can be broken unseen, or stand behind another one for ever."""
     assert {slug for _, slug, _ in CASES} == {cause.slug for cause in CAUSES}
@@ -673,8 +792,10 @@ NEAR_MISSES = [
      "singular_matrix"),
     (case("forward", "aten::linalg_inv_ex"), None, "singular_matrix"),
     (case("forward", "aten::nll_loss_forward"), None, "infeasible_target"),
-    (case("forward", "aten::mul", is_asked=True), None, "infeasible_target"),
-    (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), None, "singular_matrix"),
+    (case("forward", "aten::mul", is_asked=True), "inf_minus_inf_or_zero_times_inf",
+     "infeasible_target"),
+    (case("backward", "aten::linalg_inv_ex", is_kept_nan=True), "masked_branch_backward",
+     "singular_matrix"),
     # The derivative by the exponent where the base is 0; a maximum that is a number.
     (case("backward", "aten::pow", "aten::log", birth("nan", operand("self", 0.0, zero=2))),
      "infinite_derivative_at_boundary", "domain_error"),
@@ -780,6 +901,38 @@ NEAR_MISSES = [
     # The formula of the backward divides by a small number.
     (case("backward", "aten::mean", "aten::div", birth("inf", operand("other", 1e-38))),
      "overflow_fp32", "zero_denominator_in_backward"),
+    # An infinity that the program wrote down and let through, by a logarithm, a pick and a product.
+    (case("forward", "aten::_log_softmax", is_asked=True), "infeasible_target",
+     "inf_minus_inf_or_zero_times_inf"),
+    (case("forward", "aten::mean", is_asked=True), "inf_minus_inf_or_zero_times_inf",
+     "infeasible_target"),
+    (case("forward", "aten::mean"), None, "inf_minus_inf_or_zero_times_inf"),
+    # A segment that is empty, and one that holds NaN.
+    (case("forward", "aten::segment_reduce", output=ONE,
+          born=birth("nan", Operand("data", TensorFacts((4,), "float32")))),
+     "empty_reduction", "domain_error"),
+    (case("forward", "aten::segment_reduce", output=ONE,
+          born=birth("nan", Operand("data", TensorFacts((4,), "float32", nan=1)))),
+     None, "empty_reduction"),
+    # A power of a large number, one of a small number, and the slope of a power at 0.
+    (case("forward", "aten::pow",
+          born=birth("inf", operand("self", 1e30), scalars=(("exponent", 2.0),))),
+     "overflow_fp32", "zero_denominator_forward"),
+    (case("forward", "aten::pow",
+          born=birth("inf", operand("self", 1e-30), scalars=(("exponent", -2.0),))),
+     "overflow_fp32", "zero_denominator_forward"),
+    (case("backward", "aten::pow", "aten::pow",
+          birth("inf", operand("self", 0.0, zero=2), scalars=(("exponent", -0.5),))),
+     "infinite_derivative_at_boundary", "zero_denominator_in_backward"),
+    # A variance that eps makes positive again, and one that is.
+    (case("forward", "aten::native_batch_norm",
+          born=birth("nan", Operand("running_var", FACTS, smallest=-1e-6, largest=1.0),
+                     scalars=(("eps", 1e-5),))),
+     None, "domain_error"),
+    (case("forward", "aten::native_batch_norm",
+          born=birth("nan", Operand("running_var", FACTS, smallest=0.5, largest=1.0),
+                     scalars=(("eps", 1e-5),))),
+     None, "domain_error"),
     # Batch norm with an eps; a layer norm that overflows.
     (case("forward", "aten::native_batch_norm", born=birth("nan", scalars=(("eps", 1e-5),))),
      None, "zero_denominator_forward"),
@@ -837,6 +990,9 @@ CHAINS = [
     ("underflow", [step("mul", 0.0, 1e-30, 1e-30)]),
     ("underflow", [step("mul", 0.0, 1e-30, other=1e-30)]),
     ("underflow", [step("prod", 0.0, 1e-3)]),
+    ("underflow", [step("cat", 0.0, 0.0), step("_to_copy", 0.0, 6e-9, dtype="float16")]),
+    ("exact", [step("_to_copy", 0.0, float("nan"), dtype="float16")]),
+    ("given", [step("_to_copy", 0.0, 0.0, dtype="float16"), step("", 0.0)]),
     ("underflow", [step("where", 0.0, 1e-9, 0.0), step("zeros_like", 0.0, 1e-9)]),
     # The tiny number is what the other elements get, and the 0 was computed, or given.
     ("given", [step("where", 0.0, 1e-9), step("", 0.0)]),

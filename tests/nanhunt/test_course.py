@@ -12,6 +12,7 @@ from torch import nn
 from nanhunt.errors import SubjectError, UsageError
 from nanhunt.hunting import hunt
 from nanhunt.replay import replay, take_steps
+from nanhunt.report.short import tell
 from nanhunt.snapshot import preserved
 from nanhunt.subject import Subject
 from nanhunt.variants import NATIVE, VARIANTS
@@ -299,6 +300,33 @@ def test_divergence():
     assert sizes[-1] > 1e6 * sizes[0]
     assert report.batch == len(report.pace) - 1 > 1
     assert not math.isfinite(report.pace[-1].loss + report.pace[-1].gradient)
+
+
+def test_divergence_is_one_fault():
+    """With the loss repaired a backward overflows too: the parameters are as large there."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 1)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            h = torch.relu(self.b(h)) + h
+            return self.c(h)
+
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0, momentum=0.9)
+    batch = torch.randn(8, 6), torch.randn(8, 1)
+
+    def loss_fn(m, x, y):
+        error = m(x) - y
+        return (error * error).mean()
+
+    subject = Subject(model, [batch], loss_fn, optimizer=optimizer)
+    report = hunt(subject, precisions=("native",), steps=12)
+    assert [found.cause for found in report.culprits] == ["divergence"]
 
 
 def test_batches_begin_again_at_the_end():
@@ -765,6 +793,36 @@ def test_scaler_of_an_own_step():
     assert report.culprits[0].dtype == "float16"
 
 
+def unscaled_late(model, batch, loss_fn, optimizer, scaler, step):
+    """Its gradients are looked at while they are scaled."""
+    optimizer.zero_grad()
+    loss = loss_fn(model, batch)
+    yield "loss", loss
+    scaler.scale(loss).backward()
+    yield "grads", loss
+    scaler.step(optimizer)
+    scaler.update()
+    yield "step", loss
+
+
+@pytest.mark.parametrize("step", [scaled_step, unscaled_late])
+def test_fault_that_a_course_meets_at_a_scale(step):
+    """It is replayed at 1, to the bit, and a fix is compared at one scale."""
+
+    def loss_fn(m, x):
+        y = m(x)
+        return (y[:, 0] * (x[:, 0] < 9)).sqrt().sum() + y.square().mean()
+
+    late = X.clone()
+    late[1, 0] = 9.0
+    report = hunted(step, loss_fn, batches=[X, late], scaler=scaler(8), steps=3)
+    (found,) = report.culprits
+    assert (found.op, found.step) == ("aten::sqrt", 1)
+    assert report.deterministic
+    assert next(trial.finite for trial in report.trials if trial.is_neutralising)
+    assert any(trial.is_proven for trial in report.trials)
+
+
 # -- what such a step may not do -------------------------------------------------------------------
 
 
@@ -778,6 +836,123 @@ def yielding(*stations):
             yield name, loss
 
     return step
+
+
+def leaving_out(*left):
+    """The plain step, which leaves some steps out without a word."""
+
+    def step(model, batch, loss_fn, optimizer, scaler, step):
+        if step not in left:
+            yield from own_step(model, batch, loss_fn, optimizer, scaler, step)
+
+    return step
+
+
+def test_step_that_the_program_leaves_out():
+    """It is passed over; the last one must be there, since it is what is replayed."""
+    batches = [X, X * NAN, X, X * NAN]
+    report = hunt(make(square, batches, train_step=leaving_out(1)), precisions=(), steps=3)
+    assert report.verdict == "healthy"
+    assert [math.isnan(pace.loss) for pace in report.pace] == [False, True, False]
+    assert [pace.skipped for pace in report.pace] == [False, True, False]
+    report = hunt(make(square, batches, train_step=leaving_out(1)), precisions=(), steps=4)
+    (found,) = report.culprits
+    assert (found.phase, found.where, report.pace[-1].step) == ("data", "batch", 3)
+    with pytest.raises(SubjectError, match="it yielded nothing"):
+        hunt(make(square, batches, train_step=leaving_out(1)), precisions=(), steps=2)
+
+
+def test_what_a_step_spoils_that_is_left_out():
+    """A statistic that it has poisoned shows in the next step that is taken."""
+    model = nn.BatchNorm1d(3, affine=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, batch, loss_fn, optimizer, scaler, step):
+        loss = loss_fn(model, batch)
+        if not torch.isfinite(loss):
+            return
+        model.eval()
+        yield from own_step(model, batch, loss_fn, optimizer, scaler, step)
+        model.train()
+
+    def loss_fn(m, x):
+        return m(x.sub(9).sqrt() if x.amax() > 9 else x).square().mean()  # spoils
+
+    subject = make(loss_fn, [X, X * 7, X], model=model, optimizer=optimizer, train_step=step)
+    (found,) = hunt(subject, precisions=(), steps=3).culprits
+    assert hunt(subject, precisions=(), steps=1).verdict == "healthy"
+    assert (found.op, found.step, mark(found)) == ("aten::sqrt", 1, "spoils")
+
+
+def test_step_that_ends_at_a_loss_that_is_not_finite():
+    """Programs do so to go on; a loss that is finite has a backward."""
+
+    def careful(model, batch, loss_fn, optimizer, scaler, step):
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        yield "loss", loss
+        if torch.isfinite(loss):
+            loss.backward()
+            yield "grads", loss
+            optimizer.step()
+
+    assert hunted(careful, steps=2).verdict == "healthy"
+    report = hunted(careful, lambda m, x: (m(x) - 9).log().mean())  # careful log
+    (found,) = report.culprits
+    assert (found.phase, found.op, mark(found)) == ("forward", "aten::log", "careful log")
+    asked = next(a for a in report.diagnosis if a.question == "without_gradient")
+    assert asked.answer == "cannot tell"
+
+
+def test_loss_that_is_shown_after_its_backward_needs_no_graph():
+    """A sum over micro-batches is detached, as a rule."""
+
+    def summing(model, batch, loss_fn, optimizer, scaler, step):
+        optimizer.zero_grad()
+        total = 0.0
+        for part in batch.split(1):
+            loss = loss_fn(model, part)
+            loss.backward()
+            total = total + loss.detach()
+        yield "loss", total
+        yield "grads", total
+        optimizer.step()
+        yield "step", total
+
+    assert hunted(summing, steps=2).verdict == "healthy"
+    batch = X.clone()
+    batch[2] = 0
+    (found,) = hunted(summing, lambda m, x: m(x).square().sum().sqrt(), batches=[batch]).culprits
+    assert (found.phase, found.op) == ("backward", "aten::sqrt")
+
+
+def test_gradients_that_are_worked_on_by_hand():
+    """What divides by their norm is no part of the forward, and no formula of the backward."""
+
+    def normalised(model, batch, loss_fn, optimizer, scaler, step):
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        yield "loss", loss
+        loss.backward()
+        for parameter in model.parameters():
+            parameter.grad.div_(parameter.grad.norm())  # normalised
+        yield "grads", loss
+        optimizer.step()
+        yield "step", loss
+
+    assert hunted(normalised, steps=2).verdict == "healthy"
+    report = hunted(normalised, lambda m, x: (m(x) * 0).sum())
+    (found,) = report.culprits
+    assert (found.phase, found.op, mark(found)) == ("backward", "aten::div_", "normalised")
+    assert found.is_on_gradients
+    assert found.cause == "zero_denominator_in_backward"
+    assert "the formula of its backward" not in found.explanation
+    assert "div_, on the gradients" in tell(report)
+    # A forward that fails is still one, and so is the node of a backward.
+    (found,) = hunted(normalised, lambda m, x: (m(x) - 9).log().mean()).culprits
+    assert (found.phase, found.is_on_gradients) == ("forward", False)
+    (found,) = hunted(normalised, lambda m, x: (m(x) * 0).sqrt().sum()).culprits
+    assert (found.phase, found.op, found.is_on_gradients) == ("backward", "aten::sqrt", False)
 
 
 def vector(model, batch, loss_fn, optimizer, scaler, step):

@@ -139,6 +139,33 @@ def test_gone_in_wider_precisions():
     assert answer("gone_in_fp64", (Model(), (X,), rooted)).answer == "cannot tell"
 
 
+def test_wider_precisions_of_what_was_there_before():
+    """A batch that holds NaN fails in each; a buffer that the step before left is not replayed."""
+    given = answer("gone_in_fp64", (Model(), (X * torch.nan,), mean_square), precisions=("fp64",))
+    assert (given.answer, given.evidence) == (
+        "no",
+        "that replay begins with a value that is non-finite",
+    )
+
+    def spoiling(model, x):
+        value = model(x).square().mean()
+        with torch.no_grad():
+            model.offset.copy_((x - x.amax()).log()[0])
+        return value
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    subject = Subject(model, [X], spoiling, optimizer=optimizer)
+    report = hunt(subject, precisions=("fp64",), steps=2)
+    assert (report.culprits[0].op, report.culprits[0].step) == ("aten::log", 0)
+    asked = next(a for a in report.diagnosis if a.question == "gone_in_fp64")
+    assert asked.answer == "cannot tell"
+    assert asked.evidence == "that replay begins with a value that is non-finite"
+    assert report.precision == (
+        "fp64 cannot tell: its replay begins with a value that is non-finite"
+    )
+
+
 def test_gone_without_a_term():
     """The guilty term cures, an innocent one does not."""
     guilty = answer("gone_without", weighted({"w_fit": 1.0, "w_root": 0.1}), ablate=["w_root"])

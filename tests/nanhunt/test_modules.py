@@ -48,6 +48,13 @@ def by_name(report):
     return {row.module: row for row in report.modules}
 
 
+def test_nothing_finite_has_no_size():
+    """Where every element of an output is non-finite there is no largest one of the finite ones."""
+    report = investigate((Net(), (torch.full((2, 2), torch.nan),), loss), Plan(precisions=()))[0]
+    assert report.modules
+    assert {(row.largest, row.rms) for row in report.modules} == {(None, None)}
+
+
 def test_outputs_are_measured(healthy):
     """Largest magnitude and root mean square are those of the module's own output."""
     model = Net()

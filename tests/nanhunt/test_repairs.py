@@ -288,6 +288,31 @@ def test_optimizer_fault_behind_a_backward_fault():
     assert phases == [("backward", "aten::sqrt"), ("optimizer", "aten::addcdiv_")]
 
 
+def test_what_a_node_meets_of_the_forward_is_repaired_in_it():
+    """The NaN that it kept is no excuse: the loss was finite all the same."""
+
+    def loss_fn(m, x):
+        error = (m(x) - torch.tensor([1.0, NAN, 2.0])) ** 2  # late
+        return error[~error.isnan()].mean()
+
+    report = find(loss_fn)
+    assert named(report) == [("backward", "late")]
+    assert [trial.finite for trial in report.trials if trial.is_neutralising] == [True]
+
+
+def test_what_comes_to_a_node_is_not_repaired_in_it():
+    """The slope of the root is a fault of its own, whatever the node behind it had kept."""
+
+    def loss_fn(m, x):
+        error = (m(x) - torch.tensor([1.0, NAN, 2.0])) ** 2  # late
+        length = (error[~error.isnan()] * 0).sqrt()  # root
+        return length.sum() + 0 * m(x).sum()
+
+    report = find(loss_fn)
+    assert named(report) == [("backward", "root"), ("backward", "late")]
+    assert report.notes[0].startswith("2 births are independent: ")
+
+
 def test_repair_that_does_not_cure():
     """Numbers that stand for the repaired ones may be no better; the first is named."""
 

@@ -345,6 +345,43 @@ def test_step_before(shown):
     assert model.seen == 1
 
 
+def test_step_that_the_program_left_out(shown):
+    """What it did before it gave up is what the script shows."""
+
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+            self.register_buffer("seen", torch.ones(()))
+
+    def loss_fn(model, x):
+        with torch.no_grad():
+            model.seen.copy_((x.min() - model.seen).log())
+        return model.weight * x.sum()
+
+    def train_step(model, batch, loss_fn, optimizer, scaler, step):
+        model.zero_grad()
+        if step == 0:
+            loss_fn(model, *batch)
+            return
+        loss = model.weight * model.seen
+        yield "loss", loss
+        loss.backward()
+        yield "grads", loss
+
+    report, _, tensors = shown(
+        loss_fn,
+        torch.tensor([0.25, 0.5]),
+        model=Norm(),
+        steps=2,
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        train_step=train_step,
+    )
+    assert (report.culprits[0].op, report.culprits[0].step) == ("aten::log", 0)
+    assert report.repro.works, report.repro.note
+    assert tensors["self"].item() == -0.75
+
+
 def test_first_replay_that_runs_more(shown):
     """What a program makes when it is first used shifts the events of later replays."""
     made = []

@@ -125,6 +125,14 @@ def test_pace_of_a_healthy_course(healthy_report):
     ]
 
 
+def test_step_that_was_left_out(course_report):
+    """It has no loss, and no gradient: that is not NaN."""
+    left = replace(course_report.pace[-2], loss=math.nan, gradient=math.nan, skipped=True)
+    text = shown(replace(course_report, pace=(*course_report.pace[:-2], left)))
+    row = next(line for line in text.splitlines() if "left out" in line)
+    assert row.split() == ["10", "left", "out", "by", "train_step", "–", "–", "1.625"]
+
+
 def test_pace_of_a_course_that_failed(course_report, incident_report):
     """The last few steps, which one was skipped, and how many were taken."""
     text = shown(course_report)

@@ -26,6 +26,7 @@ from nanhunt.trials import CallMode
 from nanhunt.trials.bench import Bench, Candidate
 from nanhunt.trials.edits import Edit
 from nanhunt.trials.trying import Patch
+from nanhunt.trials.wholes import of_step
 from nanhunt.variants import NATIVE
 
 INF, NAN = math.inf, math.nan
@@ -354,6 +355,9 @@ FINE = Trial("x", "x", finite=True, loss_change=0.0, gradient_error=0.0, referen
         ({"loss_change": None, "gradient_error": None}, True),
         ({"loss_change": None, "gradient_error": None, "result_change": 0.5}, False),
         ({"result_change": 0.5}, True),  # the loss and the gradients say more
+        ({"loss_change": None, "gradient_error": None, "loss": 5.7e36}, False),
+        ({"loss_change": None, "loss": -1e30}, False),
+        ({"loss": 5.7e36}, True),  # as it was
         ({"vanished": 1}, False),
         ({"vanished": 1, "revived": 2}, True),
         ({"vanished": 1, "recipe": "skip_empty"}, True),
@@ -368,6 +372,32 @@ def test_what_a_proof_is(changes, is_proven):
     assert made.is_proven is is_proven
 
 
+def test_a_loss_that_is_finite_in_name_only():
+    """The lowest number of the dtype for a mask that reaches the loss is no cure."""
+
+    def fault(m, x):
+        z = m(x).masked_fill(torch.arange(3) > 1, -INF)
+        return functional.cross_entropy(z, torch.tensor([0, 1]), label_smoothing=0.1)
+
+    report = examined(fault)
+    assert report.culprits[0].cause == "infeasible_target"
+    assert not any(trial.is_proven for trial in report.trials)
+    endless = [trial for trial in report.trials if trial.finite and abs(trial.loss) > 1e18]
+    assert endless
+    assert all("is finite in name only" in proof(trial) for trial in endless)
+
+
+def test_segments_without_elements():
+    """The mean of nothing contributes nothing; the others stay as they are."""
+
+    def fault(m, x):
+        lengths = torch.tensor([1, 0, 1])
+        return torch.segment_reduce(m(x), "mean", lengths=lengths, axis=0).sum()
+
+    found = proven(fault)
+    assert found.recipe == "skip_empty"
+
+
 # -- the whole step --------------------------------------------------------------------------------
 
 
@@ -380,6 +410,29 @@ def test_smaller_loss_scale():
     found = proven(fault)
     assert "smaller_loss_scale" in found.recipe or found.recipe == "upcast"
     assert found.gradient_error < 0.01
+
+
+def test_loss_scale_below_that_of_a_scaler():
+    """Its own scales end at 1; what overflows there may fit a smaller one all the same."""
+
+    def fault(m, x):
+        with torch.autocast("cpu", torch.float16):
+            y = m(x)
+        return (y / torch.tensor(6e-5, dtype=torch.float16)).float().sum() * 1e2
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    subject = Subject(model, [(X,)], fault, optimizer=optimizer, scaler=scaler)
+    report = investigate(subject, Plan(precisions=("native",)))[0]
+    smaller = [*of_step(report.culprits[0], subject, (X,))]
+    assert [each.scale for each in smaller] == [2.0**-4, 2.0**-8, 2.0**-12]
+    assert smaller[0].told == "a loss scale of 2^-4, below that of the scaler"
+    bench = Bench(subject, (X,), report.native, "float16")
+    trials = [bench.try_out(each).trial for each in smaller]
+    assert [trial.is_proven for trial in trials] == [False, True, True]
+    assert trials[1].gradient_error < 0.01
+    assert scaler.get_scale() == 1.0
 
 
 def test_optimizer_eps():
