@@ -26,8 +26,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
-# From this size on the dot product's speed outweighs the two calls that it takes.
-_LARGE = 65536
 _WIDE = frozenset([torch.float32, torch.float64])
 EXACT = frozenset(
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -87,17 +85,14 @@ def is_suspect(tensor: Tensor) -> bool:
     """Whether one pass at memory speed cannot exclude a non-finite element.
 
     Never False on a tensor with a NaN or an infinity; may be True on large finite values, whose
-    sum or sum of squares overflows. Measured: `dot(x, x)` runs 45 times faster than
-    `isfinite(x).all()`.
+    sum overflows. Measured: the sum takes a fortieth of the time of `isfinite(x).all()`, and at no
+    size more than `dot(x, x)`. A look by numpy would be quicker on small tensors, but memory that
+    numpy has seen can never be resized again.
     """
     dtype = tensor.dtype
     if dtype in _WIDE and not tensor.is_meta:
         # The common case first: this runs after every op.
-        if tensor.numel() > _LARGE and tensor.is_contiguous():
-            flat = tensor if tensor.dim() == 1 else tensor.view(-1)
-            value = torch.dot(flat, flat).item()
-        else:
-            value = tensor.sum().item()
+        value = tensor.sum().item()
         return value - value != 0.0
     if tensor.is_meta:
         return False

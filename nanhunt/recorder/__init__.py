@@ -3,8 +3,8 @@
 `mode` is the dispatch mode and its hot path, `screen` the look at what an op returned, `schema`
 what an op's schema says, `frames` the line of the user, `flow` where non-finite values come from,
 `given` what an op meets of them, `evidence` what is read when one is born, `regions` which views
-overlap, `passing` what passes the modules, `scope` what else is asked for.
-`kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from;
+overlap, `passing` what passes the modules, `scope` what else is asked for, `whereabouts` where a
+thread is. `kept` holds what the ops of one replay were given, `ancestry` where a number is from;
 `captured` copies the operands of a few ops. `threads` lets all this go on in the threads of a step,
 `eager` runs compiled code as written, `entries` makes the records, `oblivion` lets go of old ones,
 `halves` finds ops of the loss in half precision. What a birth means is decided in `analysis`.

@@ -195,6 +195,47 @@ def test_line_is_the_innermost_of_the_user():
     assert only(events, "aten::log").frame.file == __file__
 
 
+def doubled(x):
+    return x.tanh() * 2  # activation of the user
+
+
+def test_modules_of_torch_have_the_line_that_called_them_each_time():
+    """Several ops of a call, the same module from two lines, a call in which the user acts."""
+    stack = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Linear(2, 2)
+    )
+    layer = nn.TransformerEncoderLayer(2, 1, 2, activation=doubled, batch_first=True)
+    x = torch.ones(1, 2, 2)
+
+    def step():
+        stack(x)  # first call
+        stack(x)  # second call
+        layer(x)  # call of the layer
+        stack[0](x).exp()  # call of a part
+
+    events = [e for e in record(step, stack) if e.op != "aten::detach"]
+    one = 3 * ["aten::t", "aten::addmm"]
+    ops = [e.op for e in events if e.frame.line == line_of("first call")]
+    assert [op for op in ops if op in one] == one
+    assert [e.op for e in events if e.frame.line == line_of("second call")] == ops
+    inside = [e.op for e in events if e.frame.line == line_of("activation of the user")]
+    assert inside == ["aten::tanh", "aten::mul"]
+    after = [e.op for e in events if e.frame.line == line_of("call of the layer")]
+    assert "aten::native_layer_norm" in after[after.index("aten::addmm") + 1 :]
+    assert events[-1].op == "aten::exp"
+    assert events[-1].frame.line == line_of("call of a part")
+
+
+def test_what_is_screened_may_be_resized():
+    """A look at the values leaves nothing behind on their memory."""
+    x = torch.ones(4)
+    with Recorder().recording():
+        y = (x * 2).add_(1)
+    assert x.resize_(8).numel() == 8
+    y.untyped_storage().resize_(0)
+    assert y.untyped_storage().nbytes() == 0
+
+
 def test_ops_of_a_node_have_no_line_but_hooks_do():
     """A node of torch is looked up by its number; a user's hook is Python with a line."""
     x = leaf(1.0, 2.0)
