@@ -89,18 +89,29 @@ def is_suspect(tensor: Tensor) -> bool:
     size more than `dot(x, x)`. A look by numpy would be quicker on small tensors, but memory that
     numpy has seen can never be resized again.
     """
-    dtype = tensor.dtype
-    if dtype in _WIDE and not tensor.is_meta:
-        # The common case first: this runs after every op.
-        value = tensor.sum().item()
-        return value - value != 0.0
     if tensor.is_meta:
         return False
-    if dtype in _COMPLEX:
-        return is_suspect(torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor))
-    # float16 and narrower overflow on their own sums long before any element does.
-    value = tensor.sum(dtype=torch.float32).item()
+    value = _sum(tensor).item()
     return value - value != 0.0
+
+
+def total(tensor: Tensor) -> Tensor | None:
+    """A 0-dim tensor, where the tensor is, that is finite only if all of the tensor is.
+
+    None where nothing can be non-finite. Nobody waits for it.
+    """
+    if not can_be_nonfinite(tensor) or not has_values(tensor):
+        return None
+    return _sum(dense(tensor.detach()))
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    if tensor.dtype in _WIDE:
+        return tensor.sum()
+    if tensor.dtype in _COMPLEX:
+        return _sum(torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor))
+    # float16 and narrower overflow on their own sums long before any element does.
+    return tensor.sum(dtype=torch.float32)
 
 
 def count(tensor: Tensor) -> TensorFacts:

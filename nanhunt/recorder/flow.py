@@ -18,7 +18,7 @@ from nanhunt.recorder.evidence import describe_birth
 from nanhunt.recorder.given import Given, Met, Part, Poison, shape_facts
 from nanhunt.recorder.regions import region_of
 from nanhunt.recorder.schema import Call, OpInfo
-from nanhunt.recorder.screen import is_cleared
+from nanhunt.recorder.screen import AT_ONCE, Look
 from nanhunt.records import Birth, Sink, TensorFacts
 
 # Evidence is read for so many births of one step; of the rest only the count is kept.
@@ -53,7 +53,8 @@ def _is_gone(poison: Poison) -> bool:
 class Flow:
     """Follows the non-finite values of one step from op to op."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Look = AT_ONCE) -> None:
+        self._look = look
         self.state: list[Sink] = []
         # By storage, what is known of each that holds a non-finite value. It stays one object: the
         # recorder asks it at every op whether there is anything to follow.
@@ -95,7 +96,8 @@ class Flow:
 
     def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
-        if info.is_update and storage_key(inputs[0]) not in self.poison:
+        is_unknown = info.is_update and storage_key(inputs[0]) not in self.poison
+        if is_unknown and not self._look.is_clear_at_first((inputs[0],)):
             self._note_stranger(inputs[0])  # what it holds now cannot be told afterwards
         if info.is_view:
             return None
@@ -122,7 +124,7 @@ class Flow:
         if info.is_view:
             return None
         found: dict[int, TensorFacts] = {}
-        if given is not None or (info.is_screened and not _is_cleared(call, outputs)):
+        if given is not None or (info.is_screened and not self._is_cleared(call, outputs)):
             counted = {i: measurement.count(outputs[i]) for i in measurement.suspects(outputs)}
             found = {i: facts for i, facts in counted.items() if not facts.is_finite}
         if not found:
@@ -140,6 +142,12 @@ class Flow:
             self._mark(info, outputs[i], found[i], (index, asked))
         facts = tuple(found.get(i) or shape_facts(t) for i, t in enumerate(outputs))
         return Met(given.all_facts(), facts, given.all_sources(), birth, asked)
+
+    def _is_cleared(self, call: Call, outputs: list[Tensor]) -> bool:
+        is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
+        returned = outputs[0] if is_plain else outputs
+        found = None if is_plain else outputs
+        return self._look.is_cleared(call.info.shortcut, call.args, returned, found)
 
     def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""
@@ -223,12 +231,6 @@ class Flow:
             born=mask,
             from_asked=given.is_asked and bool(given.poisoned or _literals(call)),
         )
-
-
-def _is_cleared(call: Call, outputs: list[Tensor]) -> bool:
-    is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
-    returned = outputs[0] if is_plain else outputs
-    return is_cleared(call.info.shortcut, call.args, returned, None if is_plain else outputs)
 
 
 def _literals(call: Call) -> list[float]:

@@ -24,7 +24,7 @@ from nanhunt.recorder.oblivion import let_go
 from nanhunt.recorder.passing import Passing, unwrapped
 from nanhunt.recorder.schema import INFOS, Call, OpInfo, inputs_of, op_info, tensors_in
 from nanhunt.recorder.scope import PLAIN, Execute, Scope
-from nanhunt.recorder.screen import is_clear_at_first, is_cleared
+from nanhunt.recorder.screen import AT_ONCE, Look
 from nanhunt.recorder.threads import Tags, acting_here, carried_into_threads
 from nanhunt.recorder.whereabouts import Whereabouts, is_traced, sequence_number
 from nanhunt.records import OpEvent, Passage, Phase, Sink
@@ -44,14 +44,16 @@ class Recorder(Whereabouts):
     Set `stage` to what runs when neither a backward nor an optimizer does. `note_state` before the
     step tells which tensors were non-finite already, `sources_of` after it who made a tensor
     non-finite. The hot path appends a tuple; `events` makes the records. `execute` runs an op,
-    where it is not to run as it is.
-    `scope` says what it does besides.
+    where it is not to run as it is. `scope` says what it does besides, and `look` when it looks
+    at what ops return.
 
     It is meant to be the lowest mode: what it measures is not seen by those above it, but would be
     by one below.
     """
 
-    def __init__(self, execute: Execute | None = None, scope: Scope = PLAIN) -> None:
+    def __init__(
+        self, execute: Execute | None = None, scope: Scope = PLAIN, look: Look | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._begin(0, [])
         self._threads = 0  # that were started, besides the one that the block stands in
@@ -59,7 +61,9 @@ class Recorder(Whereabouts):
         self._execute = execute
         self.stage: Phase = "forward"
         self._outer_stage: Phase = "forward"
-        self._flow = Flow()
+        look = look or AT_ONCE
+        self._is_cleared, self._is_clear_at_first = look.is_cleared, look.is_clear_at_first
+        self._flow = Flow(look)
         self._poison = self._flow.poison
         self._raw: list[Entry] = []
         self._step = 0
@@ -216,7 +220,7 @@ class Recorder(Whereabouts):
         poison, execute = self._poison, self._execute
         # Read before the op runs, which may overwrite what it reads.
         before = None
-        if poison or self._is_busy or (info.is_update and not is_clear_at_first(args)):
+        if poison or self._is_busy or (info.is_update and not self._is_clear_at_first(args)):
             before = self._look_before(info, args, kwargs)
         if execute is not None:
             returned = execute(func, args, kwargs or {})
@@ -234,7 +238,9 @@ class Recorder(Whereabouts):
             event = self._note_call(info, dtype, caller)
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
         is_met = poison or self._is_busy or info.is_collective
-        if is_met or (info.is_screened and not is_cleared(info.shortcut, args, returned, outputs)):
+        if not is_met and info.is_screened:
+            is_met = not self._is_cleared(info.shortcut, args, returned, outputs)
+        if is_met:
             found = [returned] if outputs is None else outputs
             self._follow(event, Call(info, args, kwargs or {}), node, before, found)
         else:
@@ -247,7 +253,7 @@ class Recorder(Whereabouts):
         """What an op is given of the non-finite values that are known, or that it overwrites."""
         if self._scope.shapes:
             self._shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
-        if not self._poison and (not info.is_update or is_clear_at_first(args)):
+        if not self._poison and (not info.is_update or self._is_clear_at_first(args)):
             return None
         with self._lock:
             return self._flow.measure_inputs(inputs_of(args, kwargs), info)

@@ -75,6 +75,16 @@ def is_clear_at_first(args: tuple[Any, ...]) -> bool:
     return bool(args) and type(args[0]) is Tensor and is_clear(args[0])
 
 
+class Look:
+    """When a recorder looks at what ops return and overwrite: at once."""
+
+    is_cleared = staticmethod(is_cleared)
+    is_clear_at_first = staticmethod(is_clear_at_first)
+
+
+AT_ONCE = Look()
+
+
 def shortcut_of(base: str) -> Shortcut | None:
     """How an op may be cleared without looking at all that it returned; None: it cannot.
 
