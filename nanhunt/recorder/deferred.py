@@ -1,4 +1,4 @@
-"""The look at what is on a device: noted there, op by op, and read once when the step is over."""
+"""The look at what is on a device: noted there, op by op, and read once at the next station."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ def is_far(tensor: Tensor) -> bool:
 
 
 class Deferred(Look):
-    """Takes what is on a device to be finite, and tells at the end whether it was.
+    """Takes what is on a device to be finite, and tells later whether it was.
 
     To read one number after every op would make the program wait for the device as often. So of
     what an op left there one sum is taken, which is finite only if all of it is, and stays there
@@ -34,6 +34,7 @@ class Deferred(Look):
 
     def __init__(self) -> None:
         self._sums: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        self._has_held = True
 
     def is_cleared(
         self,
@@ -57,13 +58,17 @@ class Deferred(Look):
         return True
 
     def holds(self) -> bool:
-        """Whether all that was taken to be finite was; waits for the devices, once each."""
+        """Whether all that was taken to be finite so far was; waits for the devices, once each."""
         with unrecorded(), torch.no_grad():
+            # Sums of a stream that the program made itself may still be on their way.
+            accelerator = torch.accelerator.current_accelerator()
             for device in {device for device, _ in self._sums}:
-                # Sums of a stream that the program made itself may still be on their way.
-                torch.get_device_module(device).synchronize()
+                if accelerator is not None and device.type == accelerator.type:
+                    torch.accelerator.synchronize(device)
             totals = [float(torch.stack(sums).sum()) for sums in self._sums.values()]
-        return all(total - total == 0.0 for total in totals)
+        self._sums.clear()
+        self._has_held &= all(total - total == 0.0 for total in totals)
+        return self._has_held
 
     def _note(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:

@@ -140,9 +140,16 @@ def _is_normalised(statistics: Sequence[Tensor], given: Sequence[Any], returned:
     weights = [tensor for tensor in given if tensor is not None]
     if any(type(tensor) not in _PLAIN for tensor in weights):
         return False
-    sizes = [tensor.abs().max().item() for tensor in (mean, *weights)]
-    low, high = (limit.item() for limit in inverse.aminmax())
-    return _LEAST_INVERSE < low <= high < _MOST_INVERSE and all(s < _MOST_GIVEN for s in sizes)
+    limits = [_limits(tensor) for tensor in (mean, *weights)]
+    least, most = _limits(inverse)
+    is_moderate = all(-_MOST_GIVEN < low <= high < _MOST_GIVEN for low, high in limits)
+    return _LEAST_INVERSE < least <= most < _MOST_INVERSE and is_moderate
+
+
+def _limits(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number; NaN both where there is one."""
+    low, high = tensor.aminmax()
+    return low.item(), high.item()
 
 
 def _has_clear_layers(args: tuple[Any, ...], returned: Any) -> bool:

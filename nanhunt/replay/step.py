@@ -209,7 +209,7 @@ class _Attempt:
         """Take the step; again, if what a device had made was wrongly taken to be finite."""
         deferred = Deferred() if scope and self._may_wait(scope) else None
         done = self._take(scope, scale, deferred)
-        if deferred is None or done.run.raised is not None or deferred.holds():
+        if deferred is None or deferred.holds():
             return done
         del done  # its trace
         return self._take(scope, scale, None)
@@ -233,6 +233,8 @@ class _Attempt:
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
                 recorder = Recorder(execute, scope, deferred) if scope else None
+                if deferred is not None:
+                    drive.holds = deferred.holds
                 if recorder:
                     recorder.next_step(subject.step)
                 recording = recorder.recording(subject.model) if recorder else _NOT_RECORDED

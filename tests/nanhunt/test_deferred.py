@@ -230,6 +230,22 @@ def test_a_step_with_a_birth_is_taken_again_and_told_the_same(monkeypatch, loss_
     assert far.fingerprint == near.fingerprint
 
 
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize(("loss_fn", "backwards"), [(born_in_forward, 1), (born_in_backward, 2)])
+def test_a_step_that_is_taken_in_vain_ends_at_its_next_station(loss_fn, backwards):
+    """A loss that is not finite has no backward before the step is taken again."""
+    seen = []
+
+    def counted(model, x):
+        loss = loss_fn(model, x)
+        loss.register_hook(seen.append)
+        return loss
+
+    done = replay(subject_of(counted), (torch.randn(32, 8),), scope=Scope())
+    assert done.trace.events
+    assert len(seen) == backwards
+
+
 @pytest.mark.parametrize("scope", [Scope(repair=frozenset([3])), Scope(keep=10**6)])
 def test_steps_that_are_known_to_fail_are_looked_at_op_by_op(monkeypatch, scope):
     """To take them twice would be in vain."""
