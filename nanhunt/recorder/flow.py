@@ -61,6 +61,7 @@ class Flow:
         self.poison: dict[int, Poison] = {}
         self._received: dict[int, Poison] = {}
         self._described = 0
+        self._missed = 0  # ops that read none of what is known, since it was asked what still lives
 
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it.
@@ -83,11 +84,16 @@ class Flow:
 
         Asked between two steps: what happened meanwhile was not seen, so all is counted anew.
         """
-        for key in [key for key, poison in self.poison.items() if _is_gone(poison)]:
-            del self.poison[key]
+        self._drop_gone()
         for poison in self.poison.values():
             poison.counted.clear()
         return all(source < 0 for p in self.poison.values() for source in p.sources)
+
+    def _drop_gone(self) -> None:
+        """Forget memory that was given back: each op is asked about all that is known."""
+        self._missed = 0
+        for key in [key for key, poison in self.poison.items() if _is_gone(poison)]:
+            del self.poison[key]
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
         """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
@@ -103,6 +109,9 @@ class Flow:
             return None
         poisons = [self.poison.get(storage_key(tensor)) for tensor in inputs]
         if not any(poisons):
+            self._missed += 1
+            if self._missed > len(self.poison):  # so often that to ask each of them costs little
+                self._drop_gone()
             return None
         given = Given(inputs, [None] * len(inputs), poisons, {})
         unread = {position % len(inputs) for position in info.unread}
@@ -205,7 +214,7 @@ class Flow:
         facts = measurement.count(tensor)
         received = self._received.get(storage_key(tensor), target)
         if received is not None and not _is_gone(received) and not facts.is_finite:
-            self.poison[storage_key(tensor)] = received
+            self.poison[storage_key(tensor)] = received._replace(memory=_memory_of(tensor))
         elif not facts.is_finite:
             name = f"a tensor {list(tensor.shape)} made outside the step"
             where = measurement.first_indices(measurement.nonfinite_mask(tensor))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nanhunt.recorder import Recorder, Scope
+from nanhunt.recorder.flow import Flow
 from nanhunt.records import Sink, TensorFacts
 
 INF, NAN = math.inf, math.nan
@@ -224,6 +225,33 @@ def test_modules_of_torch_have_the_line_that_called_them_each_time():
     assert "aten::native_layer_norm" in after[after.index("aten::addmm") + 1 :]
     assert events[-1].op == "aten::exp"
     assert events[-1].frame.line == line_of("call of a part")
+
+
+def test_memory_that_was_given_back_is_asked_about_no_longer(monkeypatch):
+    """A mask that has served does not slow down the rest of a step; one that lives is followed."""
+    asked = []
+    measure = Flow.measure_inputs
+
+    def counted(flow, *args):
+        asked.append(1)
+        return measure(flow, *args)
+
+    monkeypatch.setattr(Flow, "measure_inputs", counted)
+    x, mask = torch.zeros(4), torch.tensor([True, False, False, False])
+
+    recorder = Recorder()
+    with recorder.recording():
+        y = x.masked_fill(mask, -INF).softmax(-1)
+        for _ in range(40):
+            y.mul(1.0)
+        assert 0 < len(asked) < 5
+        alive = x.masked_fill(mask, -INF)
+        for _ in range(40):
+            x.mul(1.0)
+        alive.mul(1.0)
+    assert len(asked) > 40
+    *_, masked = (e.index for e in recorder.events() if e.op == "aten::masked_fill")
+    assert recorder.events()[-1].sources[0] == (masked,)
 
 
 def test_what_is_screened_may_be_resized():
