@@ -213,8 +213,12 @@ class Recorder(Whereabouts):
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
-        caller = _frame(1)
-        is_engines = caller.f_code is ENGINE_CODE  # a node of C++, as nearly every one is
+        try:
+            caller: FrameType | None = _frame(1)
+        except ValueError:  # nobody: a thread of the engine's own, such as every device has
+            caller = None
+        # Nearly every op of a backward is one that a node of C++ runs itself.
+        is_engines = caller is None or caller.f_code is ENGINE_CODE
         if self._is_traced if is_engines else is_traced():
             return func(*args, **(kwargs or {}))
         poison, execute = self._poison, self._execute
@@ -232,10 +236,11 @@ class Recorder(Whereabouts):
         else:
             outputs = Call(info, args, kwargs or {}).outputs(returned)
             dtype = dtype_of(outputs)
-        if is_engines:
-            event = self._note_engine_op(info, dtype)
-        else:
-            event = self._note_call(info, dtype, caller)
+        event = (
+            self._note_engine_op(info, dtype)
+            if is_engines
+            else self._note_call(info, dtype, caller)
+        )
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
         is_met = poison or self._is_busy or info.is_collective
         if not is_met and info.is_screened:

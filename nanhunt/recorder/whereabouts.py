@@ -104,7 +104,9 @@ class Whereabouts(OwnMode):
         made = sequence_number() - 1 if self._builds_graph else None
         return ("backward", info, about, made, self._line, None, False, dtype, None, None)
 
-    def _note_call(self, info: OpInfo, dtype: torch.dtype | None, caller: FrameType) -> Entry:
+    def _note_call(
+        self, info: OpInfo, dtype: torch.dtype | None, caller: FrameType | None
+    ) -> Entry:
         """The entry of an op that Python called."""
         node = self._node
         place, applier, _ = self._caller = user_call(caller, self._caller)

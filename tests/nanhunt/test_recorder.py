@@ -1,9 +1,11 @@
 """Recorder: what it sees of a step, where values are born, and that nothing of it stays."""
 
+import _thread
 import contextlib
 import inspect
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -276,6 +278,19 @@ def test_ops_of_a_node_have_no_line_but_hooks_do():
     events = record(step)
     assert only(events, "aten::tanh").frame.line == line_of("hook")
     assert all(e.frame is None for e in events if e.phase == "backward" and e.op == "aten::mul")
+
+
+def test_a_thread_of_the_engine_has_no_line_at_all():
+    """A backward on a device runs in a thread in which no Python function called anything."""
+    recorder, x, born = Recorder(), torch.ones(2), threading.Event()
+    recorder.on_birth = lambda _index: born.set()
+    call = (torch.ops.aten.div.Tensor, (), (x, x * 0), {})
+    with recorder.recording():
+        _thread.start_new_thread(recorder.__torch_dispatch__, call)
+        assert born.wait(10)
+    (event,) = recorder.events()
+    assert (event.op, event.phase, event.frame) == ("aten::div", "backward", None)
+    assert event.birth.kind == "inf"
 
 
 class Cube(torch.autograd.Function):
