@@ -3,8 +3,9 @@
 `python benchmarks/overhead.py` interleaves the plain step, an empty dispatch mode, the recorder,
 `nanhunt.detect`, `detect_anomaly`, torch's `DebugMode` and plain module hooks, takes medians, and
 prints a table of ratios: the machine's own speed and its noise divide out. Time is the CPU time of
-the process, which others on the machine disturb less. `--memory` runs each in
-a process of its own and compares the peaks of resident memory instead.
+the process, which others on the machine disturb less. Gradients are cleared before each step, as a
+training loop and a replay do; `mlp adding` is the MLP whose gradients add up. `--memory` runs each
+in a process of its own and compares the peaks of resident memory instead.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -28,6 +30,19 @@ from nanhunt import detect
 from nanhunt.loading import load
 from nanhunt.recorder import Recorder
 from nanhunt.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A step, and the parameters whose gradients are cleared before it."""
+
+    step: Callable[[], Tensor]
+    cleared: tuple[nn.Parameter, ...] = ()
+
+    def prepare(self) -> None:
+        """Clear the gradients."""
+        for parameter in self.cleared:
+            parameter.grad = None
 
 
 class Empty(TorchDispatchMode):
@@ -45,31 +60,32 @@ class Empty(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def mlp() -> Callable[[], Tensor]:
+def mlp(*, is_adding: bool = False) -> Work:
     """60 linear layers of 64 units, batch 32: pure dispatch."""
     layers = [layer for _ in range(60) for layer in (nn.Linear(64, 64), nn.ReLU())]
     model, x = nn.Sequential(*layers), torch.randn(32, 64)
-    return lambda: model(x).square().mean()
+    cleared = () if is_adding else tuple(model.parameters())
+    return Work(lambda: model(x).square().mean(), cleared)
 
 
-def encoder() -> Callable[[], Tensor]:
+def encoder() -> Work:
     """Four transformer layers, width 256, 32 sequences of 64 tokens."""
     layer = nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
     model, x = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), torch.randn(32, 64, 256)
-    return lambda: model(x).square().mean()
+    return Work(lambda: model(x).square().mean(), tuple(model.parameters()))
 
 
-def convnet() -> Callable[[], Tensor]:
+def convnet() -> Work:
     """Six convolutions with batch norm, 32 images of 32 x 32."""
     sizes = [(3, 32), *[(32, 32)] * 5]
     blocks = [
         m for i, o in sizes for m in (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
     ]
     model, x = nn.Sequential(*blocks), torch.randn(32, 3, 32, 32)
-    return lambda: model(x).square().mean()
+    return Work(lambda: model(x).square().mean(), tuple(model.parameters()))
 
 
-def algebra() -> Callable[[], Tensor]:
+def algebra() -> Work:
     """Complex eigenvalues, a solve and an inverse of 16 Hermitian matrices of 64 x 64."""
     factor = nn.Parameter(torch.randn(16, 64, 64, dtype=torch.complex64))
 
@@ -77,19 +93,21 @@ def algebra() -> Callable[[], Tensor]:
         r = factor @ factor.mH / 64 + 0.1 * torch.eye(64)
         return torch.linalg.eigvalsh(r).log().sum() + torch.linalg.solve(r, factor).abs().mean()
 
-    return step
+    return Work(step, (factor,))
 
 
-def ris(preset: str) -> Callable[[], Tensor]:
+def ris(preset: str) -> Work:
     """The bundled system without the term that fails."""
     subject: Subject = load("ris:incident", options={"preset": preset}).subject
     subject.reweighted("lam_align", 0.0)
     batch = subject.batch(0)
-    return lambda: torch.stack(list(subject.call_loss(batch).values())).sum()
+    parameters = tuple(subject.model.parameters())
+    return Work(lambda: torch.stack(list(subject.call_loss(batch).values())).sum(), parameters)
 
 
-WORK: Mapping[str, Callable[[], Callable[[], Tensor]]] = {
+WORK: Mapping[str, Callable[[], Work]] = {
     "mlp": mlp,
+    "mlp adding": lambda: mlp(is_adding=True),
     "encoder": encoder,
     "convnet": convnet,
     "algebra": algebra,
@@ -136,31 +154,33 @@ MODES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-def measure(step: Callable[[], Tensor], rounds: int) -> dict[str, float]:
+def measure(work: Work, rounds: int) -> dict[str, float]:
     """Median CPU seconds of a forward and backward under each mode, interleaved."""
     times: dict[str, list[float]] = {name: [] for name in MODES}
     for _ in range(rounds + 1):
         for name, mode in MODES.items():
+            work.prepare()
             start = time.process_time()
             with mode():
-                step().backward()
+                work.step().backward()
             times[name].append(time.process_time() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def peak_memory(work: str, mode: str) -> float:
+def peak_memory(name: str, mode: str) -> float:
     """Peak resident memory, MiB, of a process that takes three steps under one mode."""
-    words = [sys.executable, __file__, "--work", work, "--only", mode]
+    words = [sys.executable, __file__, "--work", name, "--only", mode]
     ran = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
     return float(ran.stdout)
 
 
-def print_peak(work: str, mode: str) -> None:
+def print_peak(name: str, mode: str) -> None:
     """Take the steps and print the peak; run in a process of its own."""
-    step = WORK[work]()
+    work = WORK[name]()
     for _ in range(3):
+        work.prepare()
         with MODES[mode]():
-            step().backward()
+            work.step().backward()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -33,8 +33,6 @@ _PYTHON = torch._C.DispatchKey.Python  # noqa: SLF001
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
-# From this size on the dot product's speed outweighs the two calls that it takes.
-_LARGE = 65536
 _WIDE = frozenset([torch.float32, torch.float64])
 EXACT = frozenset(
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -140,25 +138,33 @@ def is_suspect(tensor: Tensor) -> bool:
     """Whether one pass at memory speed cannot exclude a non-finite element.
 
     Never False on a tensor with a NaN or an infinity; may be True on large finite values, whose
-    sum or sum of squares overflows. Measured: `dot(x, x)` runs 45 times faster than
-    `isfinite(x).all()`.
+    sum overflows. Measured: the sum takes a fortieth of the time of `isfinite(x).all()`, and at no
+    size more than `dot(x, x)`. A look by numpy would be quicker on small tensors, but memory that
+    numpy has seen can never be resized again.
     """
-    dtype = tensor.dtype
-    if dtype in _WIDE and not tensor.is_meta:
-        # The common case first: this runs after every op.
-        if tensor.numel() > _LARGE and tensor.is_contiguous():
-            flat = tensor if tensor.dim() == 1 else tensor.view(-1)
-            value = torch.dot(flat, flat).item()
-        else:
-            value = tensor.sum().item()
-        return value - value != 0.0
     if tensor.is_meta:
         return False
-    if dtype in _COMPLEX:
-        return is_suspect(torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor))
-    # float16 and narrower overflow on their own sums long before any element does.
-    value = tensor.sum(dtype=torch.float32).item()
+    value = _sum(tensor).item()
     return value - value != 0.0
+
+
+def total(tensor: Tensor) -> Tensor | None:
+    """A 0-dim tensor, where the tensor is, that is finite only if all of the tensor is.
+
+    None where nothing can be non-finite. Nobody waits for it.
+    """
+    if not can_be_nonfinite(tensor) or not has_values(tensor):
+        return None
+    return _sum(dense(tensor.detach()))
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    if tensor.dtype in _WIDE:
+        return tensor.sum()
+    if tensor.dtype in _COMPLEX:
+        return _sum(torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor))
+    # float16 and narrower overflow on their own sums long before any element does.
+    return tensor.sum(dtype=torch.float32)
 
 
 def count(tensor: Tensor) -> TensorFacts:

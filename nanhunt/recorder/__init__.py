@@ -1,17 +1,16 @@
 """The recorder: every aten op of a step, with what it was given and what came out.
 
-`mode` is the dispatch mode and its hot path, `screen` the look at what an op returned, `schema`
-what an op's schema says, `frames` the line of the user, `flow` where non-finite values come from,
-`given` what an op meets of them, `evidence` what is read when one is born, `regions` which views
-overlap, `passing` what passes the modules, `scope` what else is asked for.
-`kept` holds what the ops of one replay were given, `ancestry` asks it where a number is from;
-`captured` copies the operands of a few ops. `threads` lets all this go on in the threads of a step,
-`eager` runs compiled code as written, `entries` makes the records, `oblivion` lets go of old ones,
-`halves` finds ops of the loss in half precision. What a birth means is decided in `analysis`.
+`mode` has the hot path, `whereabouts` a thread's node, module and line, `frames` lines of the user,
+`schema` what an op's schema says, `screen` the look at what it returned, `deferred` a later look,
+`flow` the way of non-finite values, `given` what ops meet of them, `evidence` what births show,
+`regions` which views overlap, `passing` what passes modules, `scope` what else is asked for, `kept`
+a replay's tensors, `ancestry` where a number is from, `captured` a few operands, `threads` others,
+`eager` compiled code as written, `entries` the records, `oblivion` old ones, `halves` the loss's.
 """
 
 from nanhunt.recorder.ancestry import inquire
 from nanhunt.recorder.captured import Captured, CapturedCall
+from nanhunt.recorder.deferred import Deferred
 from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.flow import storage_key
 from nanhunt.recorder.frames import Place, call_path
@@ -25,6 +24,7 @@ from nanhunt.recorder.threads import acting_here, carried_into_threads
 __all__ = [
     "Captured",
     "CapturedCall",
+    "Deferred",
     "Kept",
     "LossHalves",
     "Place",

@@ -18,7 +18,7 @@ from nanhunt.recorder.evidence import describe_birth
 from nanhunt.recorder.given import Given, Met, Part, Poison, shape_facts
 from nanhunt.recorder.regions import region_of
 from nanhunt.recorder.schema import Call, OpInfo
-from nanhunt.recorder.screen import is_cleared
+from nanhunt.recorder.screen import AT_ONCE, Look
 from nanhunt.records import Birth, Sink, TensorFacts
 
 # Evidence is read for so many births of one step; of the rest only the count is kept.
@@ -54,13 +54,15 @@ def _is_gone(poison: Poison) -> bool:
 class Flow:
     """Follows the non-finite values of one step from op to op."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Look = AT_ONCE) -> None:
+        self._look = look
         self.state: list[Sink] = []
         # By storage, what is known of each that holds a non-finite value. It stays one object: the
         # recorder asks it at every op whether there is anything to follow.
         self.poison: dict[int, Poison] = {}
         self._received: dict[int, Poison] = {}
         self._described = 0
+        self._missed = 0  # ops that read none of what is known, since it was asked what still lives
 
     def note_state(self, sink: Sink, tensor: Tensor, *, asked: bool | None = None) -> None:
         """Tell that a tensor was non-finite before any recorded op wrote to it.
@@ -83,11 +85,16 @@ class Flow:
 
         Asked between two steps: what happened meanwhile was not seen, so all is counted anew.
         """
-        for key in [key for key, poison in self.poison.items() if _is_gone(poison)]:
-            del self.poison[key]
+        self._drop_gone()
         for poison in self.poison.values():
             poison.counted.clear()
         return all(source < 0 for p in self.poison.values() for source in p.sources)
+
+    def _drop_gone(self) -> None:
+        """Forget memory that was given back: each op is asked about all that is known."""
+        self._missed = 0
+        for key in [key for key, poison in self.poison.items() if _is_gone(poison)]:
+            del self.poison[key]
 
     def sources_of(self, tensor: Tensor) -> tuple[int, ...]:
         """Who left the non-finite elements of a tensor, as in `OpEvent.sources`."""
@@ -96,12 +103,16 @@ class Flow:
 
     def measure_inputs(self, inputs: list[Tensor], info: OpInfo) -> Given | None:
         """Count inputs that may hold a non-finite value, before an in-place op changes them."""
-        if info.is_update and storage_key(inputs[0]) not in self.poison:
+        is_unknown = info.is_update and storage_key(inputs[0]) not in self.poison
+        if is_unknown and not self._look.is_clear_at_first((inputs[0],)):
             self._note_stranger(inputs[0])  # what it holds now cannot be told afterwards
         if info.is_view:
             return None
         poisons = [self.poison.get(storage_key(tensor)) for tensor in inputs]
         if not any(poisons):
+            self._missed += 1
+            if self._missed > len(self.poison):  # so often that to ask each of them costs little
+                self._drop_gone()
             return None
         given = Given(inputs, [None] * len(inputs), poisons, {})
         unread = {position % len(inputs) for position in info.unread}
@@ -123,7 +134,7 @@ class Flow:
         if info.is_view:
             return None
         found: dict[int, TensorFacts] = {}
-        if given is not None or (info.is_screened and not _is_cleared(call, outputs)):
+        if given is not None or (info.is_screened and not self._is_cleared(call, outputs)):
             counted = {i: measurement.count(outputs[i]) for i in measurement.suspects(outputs)}
             found = {i: facts for i, facts in counted.items() if not facts.is_finite}
         if not found:
@@ -141,6 +152,12 @@ class Flow:
             self._mark(info, outputs[i], found[i], (index, asked))
         facts = tuple(found.get(i) or shape_facts(t) for i, t in enumerate(outputs))
         return Met(given.all_facts(), facts, given.all_sources(), birth, asked)
+
+    def _is_cleared(self, call: Call, outputs: list[Tensor]) -> bool:
+        is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
+        returned = outputs[0] if is_plain else outputs
+        found = None if is_plain else outputs
+        return self._look.is_cleared(call.info.shortcut, call.args, returned, found)
 
     def _forget(self, info: OpInfo, outputs: Iterable[Tensor]) -> None:
         """Drop what was known of memory that holds finite values, or another tensor, by now."""
@@ -199,7 +216,7 @@ class Flow:
         facts = measurement.count(tensor)
         received = self._received.get(storage_key(tensor), target)
         if received is not None and not _is_gone(received) and not facts.is_finite:
-            self.poison[storage_key(tensor)] = received
+            self.poison[storage_key(tensor)] = received._replace(memory=_memory_of(tensor))
         elif not facts.is_finite:
             name = f"a tensor {list(tensor.shape)} made outside the step"
             where = measurement.first_indices(measurement.nonfinite_mask(tensor))
@@ -225,12 +242,6 @@ class Flow:
             born=mask,
             from_asked=given.is_asked and bool(given.poisoned or _literals(call)),
         )
-
-
-def _is_cleared(call: Call, outputs: list[Tensor]) -> bool:
-    is_plain = len(outputs) == 1 and type(outputs[0]) is Tensor
-    returned = outputs[0] if is_plain else outputs
-    return is_cleared(call.info.shortcut, call.args, returned, None if is_plain else outputs)
 
 
 def _is_written_nan(tensor: Tensor, facts: TensorFacts) -> bool:

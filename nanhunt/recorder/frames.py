@@ -17,9 +17,14 @@ import torch
 from nanhunt.records import Frame
 
 Place: TypeAlias = tuple[CodeType, int]
+# The line of the user, the line that applied a custom Function if any, and the call of a module
+# within which the same is found from torch's own frames.
+Caller: TypeAlias = tuple[Place | None, Place | None, FrameType | None]
+NOBODY: Caller = (None, None, None)
 
 ENGINE_CODE: CodeType = torch.autograd.graph._engine_run_backward.__code__  # noqa: SLF001
 _APPLY_CODE: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_MODULE_CODE: CodeType = torch.nn.Module._call_impl.__code__  # noqa: SLF001 - no public name
 _BACKWARD_CODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
 
 _MODULE_FILE = torch.nn.modules.module.__file__
@@ -63,27 +68,39 @@ def kind_of(file: str) -> int:
     return kind
 
 
-def user_call(*, past_engine: bool = False) -> tuple[Place | None, Place | None]:
+def user_call(
+    frame: FrameType | None = None, known: Caller = NOBODY, *, past_engine: bool = False
+) -> Caller:
     """Find the innermost line of the user, and the line that applied a custom Function, if any.
 
     The engine's frame ends the search: an op of a C++ node has no line of its own, its origin is
     looked up. With `past_engine` it goes on to the line that called the backward.
+
+    Args:
+        frame: where the search starts; the caller's if None.
+        known: what was found before, to be taken where the same call of a module is met: while a
+            call lasts, nothing further out moves.
+        past_engine: whether to look beyond the engine.
     """
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way is 50x slower
+    # The documented way to a frame is 50x slower.
+    frame = frame or sys._getframe(1)  # noqa: SLF001
+    call: FrameType | None = None
+    known_call = known[2]
     while frame is not None:
+        if frame is known_call:
+            return known
         code = frame.f_code
-        if code is ENGINE_CODE and not past_engine:
-            return None, None
-        file = code.co_filename
-        kind = _KINDS.get(file)
+        kind = _KINDS.get(code.co_filename)
         if kind is None:
-            kind = _KINDS[file] = _kind_of(file)
+            kind = _KINDS[code.co_filename] = _kind_of(code.co_filename)
         if kind == USER:
-            return (code, frame.f_lasti), _applier(frame)
-        if kind == BOUNDARY:
-            return None, None
+            return (code, frame.f_lasti), _applier(frame), call
+        if code is _MODULE_CODE:
+            call = call or frame
+        elif kind == BOUNDARY or (code is ENGINE_CODE and not past_engine):
+            break
         frame = frame.f_back
-    return None, None
+    return None, None, call
 
 
 def call_path() -> tuple[Place, ...] | None:

@@ -4,61 +4,56 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from nanhunt.interventions import OwnMode
 from nanhunt.recorder.eager import compiled_code_run_eagerly
 from nanhunt.recorder.entries import Entry, dtype_of, event_of, made_by, number_of
 from nanhunt.recorder.flow import Flow, repair
-from nanhunt.recorder.frames import ENGINE_CODE, Place, is_in_backward, user_call
+from nanhunt.recorder.frames import ENGINE_CODE, NOBODY, user_call
 from nanhunt.recorder.given import Given, Poison
 from nanhunt.recorder.kept import Kept
 from nanhunt.recorder.oblivion import let_go
 from nanhunt.recorder.passing import Passing, unwrapped
 from nanhunt.recorder.schema import INFOS, Call, OpInfo, inputs_of, op_info, tensors_in
 from nanhunt.recorder.scope import PLAIN, Execute, Scope
-from nanhunt.recorder.screen import is_clear_at_first, is_cleared
-from nanhunt.recorder.threads import Tags, acting_here, carried_into_threads, thread_of
+from nanhunt.recorder.screen import AT_ONCE, Look
+from nanhunt.recorder.threads import Tags, acting_here, carried_into_threads
+from nanhunt.recorder.whereabouts import Whereabouts, is_traced, sequence_number
 from nanhunt.records import OpEvent, Passage, Phase, Sink
 from nanhunt.structure import named_tensors
 
 # Private names of torch that the recorder stands on; checked with the versions in pyproject.toml.
 _current_node: Callable[[], Any] = torch._C._current_autograd_node  # noqa: SLF001
-_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
-_is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # noqa: SLF001
-_infra_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode  # noqa: SLF001
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # noqa: SLF001
+_frame: Callable[[int], FrameType] = sys._getframe  # noqa: SLF001 - as in `frames`
+_known_info: Callable[[int], OpInfo | None] = INFOS.get
 
 ROOT = "(model)"  # the module path of the root, whose own name is empty
-_NO_NUMBER = 2**64 - 1  # what AccumulateGrad answers
-_NO_TASK = -1  # no backward is running in this thread
-_NODE_NAMES: dict[type, str] = {}  # of the classes of C++ nodes
-_NO_NODE: tuple[str | None, int | None, int | None] = (None, None, None)
 
 
-class Recorder(OwnMode):
+class Recorder(Whereabouts):
     """Records the ops that run inside `with recorder.recording(model)`.
 
     Set `stage` to what runs when neither a backward nor an optimizer does. `note_state` before the
     step tells which tensors were non-finite already, `sources_of` after it who made a tensor
     non-finite. The hot path appends a tuple; `events` makes the records. `execute` runs an op,
-    where it is not to run as it is.
-    `scope` says what it does besides.
+    where it is not to run as it is. `scope` says what it does besides, and `look` when it looks
+    at what ops return.
 
     It is meant to be the lowest mode: what it measures is not seen by those above it, but would be
     by one below.
     """
 
-    def __init__(self, execute: Execute | None = None, scope: Scope = PLAIN) -> None:
+    def __init__(
+        self, execute: Execute | None = None, scope: Scope = PLAIN, look: Look | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._begin(0, [])
         self._threads = 0  # that were started, besides the one that the block stands in
@@ -66,7 +61,9 @@ class Recorder(OwnMode):
         self._execute = execute
         self.stage: Phase = "forward"
         self._outer_stage: Phase = "forward"
-        self._flow = Flow()
+        look = look or AT_ONCE
+        self._is_cleared, self._is_clear_at_first = look.is_cleared, look.is_clear_at_first
+        self._flow = Flow(look)
         self._poison = self._flow.poison
         self._raw: list[Entry] = []
         self._step = 0
@@ -77,6 +74,7 @@ class Recorder(OwnMode):
         self.kept = Kept(scope.keep) if scope.keep else None
         self._is_kept = self.kept is not None
         self._is_busy = self._is_kept or scope.shapes
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []  # of what an op is given
         self._append = self._raw.append
         self._repaired: set[int | None] = set()  # nodes that forward ops with repaired outputs made
         # Called at once: with the index of an event that is a birth; with a module that was called
@@ -93,20 +91,6 @@ class Recorder(OwnMode):
     def passages(self) -> list[Passage]:
         """What passed the modules, if that is measured."""
         return self._passing.passages
-
-    def _begin(self, thread: int, modules: list[str]) -> None:
-        """Start afresh what every thread has for itself."""
-        self.thread = thread
-        self._modules = modules
-        self._started_at: Place | None = None
-        self._node: Any = None
-        self._node_facts = _NO_NODE
-        self._node_run = thread << 32  # apart from those of the other threads
-        self._is_python_node = False
-        self._is_accumulation = False
-        self._backward: tuple[int, Place | None] = (_NO_TASK, None)
-        self._shapes: list[tuple[torch.Size, torch.dtype]] = []  # of what an op is given
-        self._about: tuple[Any, ...] | None = None  # what the next op has in common with the last
 
     @property
     def step(self) -> int:
@@ -180,12 +164,12 @@ class Recorder(OwnMode):
             self._modules.clear()
             self.outputs.clear()
             self._passing.close()
-            self._node = None
+            self._node, self._caller = None, NOBODY
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
         # A module from outside the model, a loss say, has no path: what it calls stays where it is.
         here = self._here() if self._threads else self
-        here._about, modules = None, here._modules  # noqa: SLF001 - a recorder as this one
+        modules = here._change_module()  # noqa: SLF001 - a recorder as this one
         outer = modules[-1] if modules else ""
         if self.on_root is not None and not modules:
             self.on_root(module)
@@ -193,7 +177,7 @@ class Recorder(OwnMode):
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
         here = self._here() if self._threads else self
-        here._about, modules = None, here._modules  # noqa: SLF001 - a recorder as this one
+        modules = here._change_module()  # noqa: SLF001 - a recorder as this one
         if modules:
             modules.pop()
         name = self._names.get(id(module))
@@ -225,49 +209,43 @@ class Recorder(OwnMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if _infra_mode(_PROXY) is not None:  # `make_fx` would write our own questions down as well
-            return func(*args, **(kwargs or {}))
-        info = INFOS.get(id(func)) or op_info(func)
+        info = _known_info(id(func)) or op_info(func)
         node = _current_node()
         if node is not self._node:
             self._enter_node(node)
+        try:
+            caller: FrameType | None = _frame(1)
+        except ValueError:  # nobody: a thread of the engine's own, such as every device has
+            caller = None
+        # Nearly every op of a backward is one that a node of C++ runs itself.
+        is_engines = caller is None or caller.f_code is ENGINE_CODE
+        if self._is_traced if is_engines else is_traced():
+            return func(*args, **(kwargs or {}))
         poison, execute = self._poison, self._execute
         # Read before the op runs, which may overwrite what it reads.
         before = None
-        if poison or info.is_update or self._is_busy:
+        if poison or self._is_busy or (info.is_update and not self._is_clear_at_first(args)):
             before = self._look_before(info, args, kwargs)
         if execute is not None:
             returned = execute(func, args, kwargs or {})
         else:
-            returned = func(*args, **kwargs) if kwargs else func(*args)
+            returned = info.call(*args, **kwargs) if kwargs else info.call(*args)
         outputs: list[Tensor] | None = None
         if info.is_single and type(returned) is Tensor:
             dtype: torch.dtype | None = returned.dtype
         else:
             outputs = Call(info, args, kwargs or {}).outputs(returned)
             dtype = dtype_of(outputs)
-        if sys._getframe(1).f_code is not ENGINE_CODE:  # noqa: SLF001 - as in `frames`
-            place, applier = user_call()
-        else:  # a node of C++, as nearly every one is
-            place = self._line_of_backward() if self._is_accumulation else None
-            applier = None
         event = (
-            # `loss_fn` may differentiate too: a penalty on a gradient, a loss in parts.
-            "backward" if node is not None or _graph_task() != _NO_TASK else self.stage,
-            info,
-            self._about or self._note_surroundings(),
-            # A backward that builds no graph makes no nodes; the last number is the forward's.
-            _sequence_number() - 1 if node is None or _is_grad_enabled() else None,
-            place or (self._started_at if node is None else None),
-            applier,
-            self._is_python_node and place is not None and not is_in_backward(),
-            dtype,
-            None,
-            None,
+            self._note_engine_op(info, dtype)
+            if is_engines
+            else self._note_call(info, dtype, caller)
         )
         # Nearly every op ends here: nothing non-finite is known, and the screen clears the output.
         is_met = poison or self._is_busy or info.is_collective
-        if is_met or (info.is_screened and not is_cleared(info.shortcut, args, returned, outputs)):
+        if not is_met and info.is_screened:
+            is_met = not self._is_cleared(info.shortcut, args, returned, outputs)
+        if is_met:
             found = [returned] if outputs is None else outputs
             self._follow(event, Call(info, args, kwargs or {}), node, before, found)
         else:
@@ -280,22 +258,10 @@ class Recorder(OwnMode):
         """What an op is given of the non-finite values that are known, or that it overwrites."""
         if self._scope.shapes:
             self._shapes = [(tensor.shape, tensor.dtype) for tensor in inputs_of(args, kwargs)]
-        if not self._poison and (not info.is_update or is_clear_at_first(args)):
+        if not self._poison and (not info.is_update or self._is_clear_at_first(args)):
             return None
         with self._lock:
             return self._flow.measure_inputs(inputs_of(args, kwargs), info)
-
-    def _line_of_backward(self) -> Place | None:
-        """The line that called the running backward: that of every gradient it adds up."""
-        task = _graph_task()
-        if self._backward[0] != task:
-            self._backward = task, user_call(past_engine=True)[0]
-        return self._backward[1]
-
-    def _note_surroundings(self) -> tuple[Any, ...]:
-        module = self._modules[-1] if self._modules else ""
-        self._about = (self._node_facts, self._node_run, module, self.step, self.thread)
-        return self._about
 
     def _is_kept_poison(self, poison: Poison) -> bool:
         """Whether the forward, or the state before the step, left something non-finite."""
@@ -333,27 +299,6 @@ class Recorder(OwnMode):
         if met is not None and met.birth is not None and self.on_birth is not None:
             self.on_birth(index)
 
-    def _enter_node(self, node: Any) -> None:
-        # Holding the node keeps its identity: the next one cannot get the same address.
-        self._node = node
-        self._about = None
-        self._node_run += 1
-        self._is_python_node = self._is_accumulation = False
-        if node is None:
-            self._node_facts = _NO_NODE
-            return
-        name = _NODE_NAMES.get(type(node))
-        if name is None:
-            name = node.name().removeprefix("torch::autograd::")
-            self._is_python_node = isinstance(node, BackwardCFunction)
-            if type(node).__name__ == name and not self._is_python_node:
-                _NODE_NAMES[type(node)] = name  # some kinds share one class
-        number = node._sequence_nr()  # noqa: SLF001 - no public name
-        # A gradient is added to `.grad` by no line but the one that called the backward.
-        self._is_accumulation = number == _NO_NUMBER
-        made_in = thread_of(node) if self._threads else None
-        self._node_facts = (name, None if number == _NO_NUMBER else number, made_in)
-
 
 class _Branch(Recorder):
     """What a recorder is in another thread: it shares all but what is under way there.
@@ -367,8 +312,8 @@ class _Branch(Recorder):
         self.trunk = trunk
         with trunk._lock:  # noqa: SLF001 - a recorder as this one
             trunk._threads += 1  # noqa: SLF001 - as above
-            self._begin(trunk._threads, starter._modules[-1:])  # noqa: SLF001 - as above
-        self._started_at = user_call()[0] or starter._started_at  # noqa: SLF001 - as above
+            started_at = user_call()[0] or starter._started_at  # noqa: SLF001 - as above
+            self._begin(trunk._threads, starter._modules[-1:], started_at)  # noqa: SLF001 - as above
         self._tags = Tags(self.thread)
 
     def __getattr__(self, name: str) -> Any:
@@ -384,7 +329,7 @@ class _Branch(Recorder):
     ) -> Any:
         self._tags.write()
         self._about = None  # the stage and the step are the trunk's
-        number = _sequence_number() - 1
+        number = sequence_number() - 1
         returned = super().__torch_dispatch__(func, types, args, kwargs)
         is_written = bool(args) and returned is args[0]
         self._tags.note(tensors_in((returned,)), number, is_written=is_written)
@@ -395,4 +340,4 @@ class _Branch(Recorder):
 
     def finish(self) -> None:
         self._tags.write()
-        self._node = None
+        self._node, self._caller = None, NOBODY

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from nanhunt.recorder.screen import Shortcut, shortcut_of
 
@@ -47,6 +48,7 @@ class OpInfo(NamedTuple):
     """
 
     func: Any
+    call: Any
     name: str
     is_view: bool
     is_fresh: bool
@@ -87,6 +89,7 @@ def _read_info(func: Any) -> OpInfo:
     is_view = alias is not None and not alias.is_write and not mutated
     return OpInfo(
         func=func,
+        call=func._op if type(func) is OpOverload else func,  # noqa: SLF001 - it only passes on
         name=schema.name,
         is_view=is_view,
         is_fresh=alias is None,

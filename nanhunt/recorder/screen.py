@@ -18,8 +18,6 @@ from nanhunt import measurement
 Shortcut: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
 
 _WIDE = (torch.float32, torch.float64)
-# From this size on the dot product's speed outweighs the two calls that it takes.
-_LARGE = 65536
 _WORTHWHILE = 16384  # elements from which on a shortcut is quicker than a look
 _PLAIN = (Tensor, nn.Parameter)
 _FLOAT32 = torch.float32
@@ -44,11 +42,7 @@ def is_clear(tensor: Tensor) -> bool:
         and not tensor.is_meta
     ):
         # The common case first: this runs after every op.
-        if tensor.numel() > _LARGE and tensor.is_contiguous():
-            flat = tensor.view(-1)
-            value = torch.dot(flat, flat).item()
-        else:
-            value = tensor.sum().item()
+        value = tensor.sum().item()
         return value - value == 0.0
     return dtype in measurement.EXACT or not measurement.suspects((tensor,))
 
@@ -79,6 +73,16 @@ def is_cleared(
 def is_clear_at_first(args: tuple[Any, ...]) -> bool:
     """Whether what an op is about to write to is known to be finite."""
     return bool(args) and type(args[0]) is Tensor and is_clear(args[0])
+
+
+class Look:
+    """When a recorder looks at what ops return and overwrite: at once."""
+
+    is_cleared = staticmethod(is_cleared)
+    is_clear_at_first = staticmethod(is_clear_at_first)
+
+
+AT_ONCE = Look()
 
 
 def shortcut_of(base: str) -> Shortcut | None:
@@ -136,9 +140,16 @@ def _is_normalised(statistics: Sequence[Tensor], given: Sequence[Any], returned:
     weights = [tensor for tensor in given if tensor is not None]
     if any(type(tensor) not in _PLAIN for tensor in weights):
         return False
-    sizes = [tensor.abs().max().item() for tensor in (mean, *weights)]
-    low, high = (limit.item() for limit in inverse.aminmax())
-    return _LEAST_INVERSE < low <= high < _MOST_INVERSE and all(s < _MOST_GIVEN for s in sizes)
+    limits = [_limits(tensor) for tensor in (mean, *weights)]
+    least, most = _limits(inverse)
+    is_moderate = all(-_MOST_GIVEN < low <= high < _MOST_GIVEN for low, high in limits)
+    return _LEAST_INVERSE < least <= most < _MOST_INVERSE and is_moderate
+
+
+def _limits(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number; NaN both where there is one."""
+    low, high = tensor.aminmax()
+    return low.item(), high.item()
 
 
 def _has_clear_layers(args: tuple[Any, ...], returned: Any) -> bool:

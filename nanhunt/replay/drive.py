@@ -1,6 +1,6 @@
 """One step, driven from station to station: loss, gradients, parameters; each is measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +36,10 @@ EMULATED = "fp16 (emulated accumulation)"  # the note of a run in which a produc
 STATIONS: tuple[Station, ...] = ("loss", "grads", "step")
 
 
+def _always() -> bool:
+    return True
+
+
 class Drive:
     """Runs one step of a subject under a variant and keeps what its stations showed."""
 
@@ -57,6 +61,7 @@ class Drive:
         self.keeps_gradients = False
         self.makes_digest = True
         self.is_recorded = False
+        self.holds: Callable[[], bool] = _always  # what is recorded of the step, so far
         self.gradients: dict[str, Tensor] = {}
         self.halves: LossHalves | None = None
         self.has_stepped = False
@@ -66,7 +71,10 @@ class Drive:
         self._loss: Tensor | None = None
 
     def run(self, batch: Any, recorder: Recorder | None) -> None:
-        """Take the step; a recorder must be recording already."""
+        """Take the step, up to a station at which what was recorded does not hold.
+
+        A recorder must be recording already.
+        """
         self.is_recorded = recorder is not None
         with unrecorded():
             self.batch = cast_batch(self.variant, batch)
@@ -84,6 +92,8 @@ class Drive:
                     self._arrive(station, loss, recorder, len(seen))
                 if recorder:
                     recorder.stage = "optimizer" if station == "grads" else "forward"
+                if not self.holds():
+                    return
                 seen.append(station)
         self._check_stations(seen)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanhunt.errors import NanhuntError, SubjectError
 from nanhunt.generators import seed_generators
-from nanhunt.recorder import Captured, Kept, LossHalves, Recorder, Scope
+from nanhunt.recorder import Captured, Deferred, Kept, LossHalves, Recorder, Scope
 from nanhunt.records import Run, Trace
 from nanhunt.replay.drive import Drive, has_scaler, set_scale
 from nanhunt.replay.ends import is_finite
@@ -206,6 +206,20 @@ class _Attempt:
     capture: frozenset[int] = frozenset()
 
     def __call__(self, scope: Scope | None, scale: float) -> Replay:
+        """Take the step; again, if what a device had made was wrongly taken to be finite."""
+        deferred = Deferred() if scope and self._may_wait(scope) else None
+        done = self._take(scope, scale, deferred)
+        if deferred is None or deferred.holds():
+            return done
+        del done  # its trace
+        return self._take(scope, scale, None)
+
+    def _may_wait(self, scope: Scope) -> bool:
+        """Whether a device is at work, on a step that is not known to fail."""
+        is_known = bool(scope.repair or scope.keep or self.capture) or not self.change.is_none
+        return not is_known and Deferred.concerns(self.subject.parameters())
+
+    def _take(self, scope: Scope | None, scale: float, deferred: Deferred | None) -> Replay:
         subject, variant = self.subject, self.variant
         try:
             is_emulated = self.change.emulated and variant.precision is None
@@ -219,7 +233,9 @@ class _Attempt:
                 drive.may_be_left_out = bool(self.capture)  # what it did before is all that counts
                 captured = Captured(self.capture, execution.half.execute)
                 execute = captured.execute if self.capture else execution.half.execute
-                recorder = Recorder(execute, scope) if scope else None
+                recorder = Recorder(execute, scope, deferred) if scope else None
+                if deferred is not None:
+                    drive.holds = deferred.holds
                 if recorder:
                     recorder.next_step(subject.step)
                 recording = recorder.recording(subject.model) if recorder else _NOT_RECORDED

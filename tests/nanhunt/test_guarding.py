@@ -656,6 +656,20 @@ def test_a_program_that_is_traced():
     assert error[0].report.culprits[0].op == "aten::log"
 
 
+def test_a_gradient_that_is_traced():
+    """Neither is what it asks of the ops that the engine runs."""
+
+    def gradient(x):
+        return torch.autograd.grad(x.exp().mul(x).sum(), x)[0]
+
+    plain = make_fx(gradient)(torch.ones(3, requires_grad=True))
+    with nanhunt.detect():
+        leaf(1.0).exp().backward()
+        traced = make_fx(gradient)(torch.ones(3, requires_grad=True))
+        leaf(1.0).exp().backward()
+    assert traced.code == plain.code
+
+
 def test_the_inner_block_counts():
     """And the outer one again after it."""
     told = []

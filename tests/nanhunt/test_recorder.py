@@ -1,9 +1,11 @@
 """Recorder: what it sees of a step, where values are born, and that nothing of it stays."""
 
+import _thread
 import contextlib
 import inspect
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nanhunt.recorder import Recorder, Scope
+from nanhunt.recorder.flow import Flow
 from nanhunt.records import Sink, TensorFacts
 
 INF, NAN = math.inf, math.nan
@@ -195,6 +198,74 @@ def test_line_is_the_innermost_of_the_user():
     assert only(events, "aten::log").frame.file == __file__
 
 
+def doubled(x):
+    return x.tanh() * 2  # activation of the user
+
+
+def test_modules_of_torch_have_the_line_that_called_them_each_time():
+    """Several ops of a call, the same module from two lines, a call in which the user acts."""
+    stack = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Linear(2, 2)
+    )
+    layer = nn.TransformerEncoderLayer(2, 1, 2, activation=doubled, batch_first=True)
+    x = torch.ones(1, 2, 2)
+
+    def step():
+        stack(x)  # first call
+        stack(x)  # second call
+        layer(x)  # call of the layer
+        stack[0](x).exp()  # call of a part
+
+    events = [e for e in record(step, stack) if e.op != "aten::detach"]
+    one = 3 * ["aten::t", "aten::addmm"]
+    ops = [e.op for e in events if e.frame.line == line_of("first call")]
+    assert [op for op in ops if op in one] == one
+    assert [e.op for e in events if e.frame.line == line_of("second call")] == ops
+    inside = [e.op for e in events if e.frame.line == line_of("activation of the user")]
+    assert inside == ["aten::tanh", "aten::mul"]
+    after = [e.op for e in events if e.frame.line == line_of("call of the layer")]
+    assert "aten::native_layer_norm" in after[after.index("aten::addmm") + 1 :]
+    assert events[-1].op == "aten::exp"
+    assert events[-1].frame.line == line_of("call of a part")
+
+
+def test_memory_that_was_given_back_is_asked_about_no_longer(monkeypatch):
+    """A mask that has served does not slow down the rest of a step; one that lives is followed."""
+    asked = []
+    measure = Flow.measure_inputs
+
+    def counted(flow, *args):
+        asked.append(1)
+        return measure(flow, *args)
+
+    monkeypatch.setattr(Flow, "measure_inputs", counted)
+    x, mask = torch.zeros(4), torch.tensor([True, False, False, False])
+
+    recorder = Recorder()
+    with recorder.recording():
+        y = x.masked_fill(mask, -INF).softmax(-1)
+        for _ in range(40):
+            y.mul(1.0)
+        assert 0 < len(asked) < 5
+        alive = x.masked_fill(mask, -INF)
+        for _ in range(40):
+            x.mul(1.0)
+        alive.mul(1.0)
+    assert len(asked) > 40
+    *_, masked = (e.index for e in recorder.events() if e.op == "aten::masked_fill")
+    assert recorder.events()[-1].sources[0] == (masked,)
+
+
+def test_what_is_screened_may_be_resized():
+    """A look at the values leaves nothing behind on their memory."""
+    x = torch.ones(4)
+    with Recorder().recording():
+        y = (x * 2).add_(1)
+    assert x.resize_(8).numel() == 8
+    y.untyped_storage().resize_(0)
+    assert y.untyped_storage().nbytes() == 0
+
+
 def test_ops_of_a_node_have_no_line_but_hooks_do():
     """A node of torch is looked up by its number; a user's hook is Python with a line."""
     x = leaf(1.0, 2.0)
@@ -207,6 +278,19 @@ def test_ops_of_a_node_have_no_line_but_hooks_do():
     events = record(step)
     assert only(events, "aten::tanh").frame.line == line_of("hook")
     assert all(e.frame is None for e in events if e.phase == "backward" and e.op == "aten::mul")
+
+
+def test_a_thread_of_the_engine_has_no_line_at_all():
+    """A backward on a device runs in a thread in which no Python function called anything."""
+    recorder, x, born = Recorder(), torch.ones(2), threading.Event()
+    recorder.on_birth = lambda _index: born.set()
+    call = (torch.ops.aten.div.Tensor, (), (x, x * 0), {})
+    with recorder.recording():
+        _thread.start_new_thread(recorder.__torch_dispatch__, call)
+        assert born.wait(10)
+    (event,) = recorder.events()
+    assert (event.op, event.phase, event.frame) == ("aten::div", "backward", None)
+    assert event.birth.kind == "inf"
 
 
 class Cube(torch.autograd.Function):
