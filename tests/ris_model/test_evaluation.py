@@ -227,4 +227,4 @@ def test_the_benchmark_names_its_parts():
     command = [sys.executable, "benchmarks/ris.py", "nothing"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert "parts are main, robust, timing, bound, full" in ran.stderr
+    assert "parts are main, count, robust, timing, bound, full" in ran.stderr
