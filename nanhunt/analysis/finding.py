@@ -1,7 +1,7 @@
 """From a stop of the walk to a finding: which op, on which line, why, on what evidence."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from nanhunt.analysis.origins import Origins
@@ -140,13 +140,14 @@ def _op_finding(
     frame = (origin.caller or origin.frame) if _is_custom(event) else origin.frame
     phase, on_gradients = _phase(trace, walk, event), _is_on_gradients(walk, event)
     way = way_to_sink(trace, walk, event)
+    birth = event.birth and replace(event.birth, by_engine=_by_engine(event))
     circumstance = Circumstance(
         phase=event.phase if event.phase == "backward" else phase,
         op=op,
         node=event.node if in_node else None,
         formula_op=event.op,
         dtype=event.dtype,
-        birth=event.birth,
+        birth=birth,
         after=_nodes_before(trace, event, origin),
         samples=samples,
         output=event.outputs[event.birth.output] if event.birth else None,
@@ -227,7 +228,9 @@ def _receiver(trace: Trace, walk: Walk, event: OpEvent, origins: Origins) -> OpE
 
 
 def _by_engine(event: OpEvent) -> bool:
-    return event.birth is not None and event.birth.by_engine
+    # What a user's own backward adds is written in it.
+    is_written = _is_custom(event) and event.frame is not None
+    return event.birth is not None and event.birth.by_engine and not is_written
 
 
 def _is_custom(event: OpEvent) -> bool:

@@ -47,8 +47,10 @@ def run(  # noqa: PLR0913 - one parameter per option of the command
     from nanhunt.launch import Launch, Order, Program
 
     program = Program(target, tuple(arguments or ()), module)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder, which need not exist")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        where = "a file" if there == out else f"below the file {there}"
+        raise UsageError(f"--out {out} is {where}; name a folder, which need not exist")
     order = Order(
         mode=_read_mode(mode),
         out=out,

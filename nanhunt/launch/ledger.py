@@ -20,6 +20,7 @@ class Ledger:
     unwatched: list[str] = field(default_factory=list)  # what was met and could not be watched
     failure: str = ""  # why nanhunt gave up
     unseen: int = 0  # first steps, that were not to be watched
+    has_company: bool = False  # of other processes that train with this one
 
     @property
     def tried(self) -> int:
@@ -66,7 +67,11 @@ class Ledger:
         if self.culprits:
             found.append(count(self.culprits, "culprit"))
         elif found:
-            found.append("no culprit named: it did not come again while the recorder was on")
+            found.append(
+                "no culprit named by this rank"
+                if self.has_company
+                else "no culprit named: it did not come again while the recorder was on"
+            )
         elif not self.failure:
             is_complete = self.steps or (self.watches_all and self.backwards)
             found.append("nothing non-finite" if is_complete else "nothing checked")

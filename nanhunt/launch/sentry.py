@@ -188,6 +188,7 @@ class Sentry:
     def _withhold(self, optimizer: Optimizer, parameters: Sequence[Tensor], bad: str) -> None:
         """Take the gradients away for this step, and put the buffers back."""
         self._handled = self._ledger.backwards
+        self._ledger.has_company = self._company.is_there
         self._tainted.add(optimizer)
         saved = [(parameter, parameter.grad) for parameter in parameters]
         for parameter in parameters:
@@ -368,8 +369,7 @@ class Sentry:
         if self._ledger.withheld and self._ledger.withheld[0] < number:
             first = self._ledger.withheld[0]
             when += f" (a failure was first met at step {first}, which was withheld)"
-        self._quiet = 0
-        backward = self._ledger.backwards
+        self._quiet, backward = 0, self._ledger.backwards
         report = self._company.merge(report, backward)
         is_new = self._desk.deliver(report, when=when, aloud=self._company.tells)
         self._company.end_telling(backward)

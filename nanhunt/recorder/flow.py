@@ -240,8 +240,12 @@ class Flow:
             position=position,
             output=output,
             born=mask,
-            from_asked=given.is_asked and bool(given.poisoned or _literals(call)),
+            from_asked=given.is_asked and bool(given.poisoned or _infinities(call)),
         )
+
+
+def _infinities(call: Call) -> list[float]:
+    return [value for value in _literals(call) if not math.isnan(value)]
 
 
 def _is_written_nan(tensor: Tensor, facts: TensorFacts) -> bool:

@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
-from nanhunt.records import Finding, Report
+from nanhunt.records import Finding, Rank, RankState, Report
 from nanhunt.report.layout import clean, half_of, short
 
 WIDTH = 100
 MARGIN = 10
+_RANKS: dict[RankState, str] = {
+    "culprit": "the value is born in its own part of the step",
+    "received": "its part is finite until it receives the value from another rank",
+    "finite": "its own part of the step is finite",
+    "unexplained": "cannot tell",
+    "missing": "did not answer in time, not checked",
+}
 
 
 def render(report: Report) -> RenderableType:
@@ -25,7 +32,13 @@ def tell(report: Report) -> str:
         lines += _culprit(report.culprits[0])
     elif report.verdict == "unexplained":
         lines += _labelled("where", ["cannot tell: no op was found that made it of finite numbers"])
+    lines += _labelled("ranks", [told_rank(row) for row in report.ranks])
     return "\n".join(lines)
+
+
+def told_rank(row: Rank) -> str:
+    """What one of several processes found."""
+    return f"rank {row.rank}: {_RANKS[row.state]}{f': {row.culprit}' if row.culprit else ''}"
 
 
 def _culprit(finding: Finding) -> Iterator[str]:

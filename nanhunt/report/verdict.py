@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from nanhunt.records import Ablation, Finding, Rank, RankState, Report, Run, Step, Verdict
+from nanhunt.records import Ablation, Finding, Report, Run, Step, Verdict
 from nanhunt.report import trials
 from nanhunt.report.layout import clean, half_of, number, said, short
+from nanhunt.report.short import told_rank
 from nanhunt.report.tables import BAD, GOOD, ODD, outcome, share
 
 
@@ -39,13 +40,6 @@ _REPEATED: dict[bool | None, tuple[str, ...]] = {
     True: ("two native replays agree to the bit",),
     False: ("two native replays do not agree to the bit",),
     None: (),
-}
-_RANKS: dict[RankState, str] = {
-    "culprit": "the value is born in its own part of the step",
-    "received": "its part is finite until it receives the value from another rank",
-    "finite": "its own part of the step is finite",
-    "unexplained": "cannot tell",
-    "missing": "did not answer in time, not checked",
 }
 NO_CURE_SOUGHT = "not sought: no ablation was replayed"
 
@@ -205,13 +199,8 @@ def advice(report: Report) -> str:
 
 def facts(report: Report) -> list[str]:
     """Further measured facts."""
-    told = (*report.notes, *map(_rank, report.ranks))
+    told = (*report.notes, *map(told_rank, report.ranks))
     return [*told, *_harmless(report), *_REPEATED[report.deterministic]]
-
-
-def _rank(row: Rank) -> str:
-    """What one of several processes found."""
-    return f"rank {row.rank}: {_RANKS[row.state]}{f': {row.culprit}' if row.culprit else ''}"
 
 
 def _harmless(report: Report) -> list[str]:

@@ -135,6 +135,7 @@ def _prepare(
     subject = assemble(
         origin.config, origin.profile, seed=origin.seed, amp=origin.amp, device=ranks.device
     )
+    _make_folder(out)
     listeners = _listen(out, origin.config.training.steps, step=step) if ranks.leads else []
     setting = Setting(
         subject=subject,
@@ -150,6 +151,15 @@ def _prepare(
     if resume:
         trainer.resume(last)
     return trainer, listeners
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder of a run before there is anything to lose."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{out} cannot be made a folder ({error.strerror}); give another --out"
+        raise ValueError(msg) from None
 
 
 def _begin(request: Request) -> Origin:

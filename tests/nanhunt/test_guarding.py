@@ -895,3 +895,24 @@ def test_letting_go_of_nothing():
         torch.ones(1)
         recorder.let_go(1)
     assert recorder.position == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "op"),
+    [
+        (lambda z: z * NAN, "aten::mul"),
+        (lambda z: z + torch.full_like(z, NAN), "aten::full_like"),
+        (lambda z: torch.where(z > 0, z, NAN), "aten::scalar_tensor"),
+        (lambda z: z.clone().fill_(NAN), "aten::fill_"),
+    ],
+)
+def test_who_writes_a_nan_down_makes_it(spoil, op):
+    """Nobody asks for one, as for an infinity; one that reaches nothing is let pass."""
+    x = leaf(-1.0, 2.0)
+    with nanhunt.detect():
+        (spoil(x).detach().nan_to_num() + x).sum().backward()
+    with pytest.raises(NonFiniteError) as caught, nanhunt.detect():
+        spoil(leaf(-1.0, 2.0)).sum().backward()
+    found = caught.value.report.culprits[0]
+    assert (found.op, found.phase) == (op, "forward")
+    assert found.cause != "inf_minus_inf_or_zero_times_inf"

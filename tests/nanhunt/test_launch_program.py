@@ -134,6 +134,7 @@ def test_the_console_script_is_the_same(place):
         (["empty"], "empty is a folder without __main__.py; name the script in it"),
         (["--mode", "dark", "probe.py"], "--mode is light or full; got 'dark'"),
         (["--out", "probe.py", "probe.py"], "--out probe.py is a file; name a folder"),
+        (["--out", "probe.py/x", "probe.py"], "--out probe.py/x is below the file "),
         (["--after-step", "-1", "probe.py"], "Invalid value for '--after-step'"),
         (["--epochs", "3", "probe.py"], "No such option: --epochs"),
         ([], "Missing argument 'SCRIPT'"),

@@ -127,6 +127,16 @@ def test_run_that_is_told_to_stop_saves_first(config, whole, tmp_path, number, c
     assert_same_model(tmp_path, whole)
 
 
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_folder(config, tmp_path, below):
+    """Said before the first step."""
+    (tmp_path / "file").write_text("mine")
+    result = invoke("train", "--config", config, "--out", tmp_path / "file" / below)
+    assert (result.exit_code, (tmp_path / "file").read_text()) == (2, "mine")
+    assert "cannot be made a folder" in result.output
+    assert "Epoch" not in result.output
+
+
 def test_third_interrupt_does_not_wait():
     """Nor does it save; the handlers of before are back afterwards."""
     before = signal.getsignal(signal.SIGINT)
