@@ -19,6 +19,7 @@ from nanhunt.records import (
     Sink,
     Spectrum,
     Step,
+    TensorFacts,
     Trace,
 )
 
@@ -316,7 +317,7 @@ def _evidence(event: OpEvent, samples: int | None) -> Iterator[str]:
         spread = f", in {birth.samples} of {facts.shape[0]} {unit}"
     first = f", first at {list(birth.indices[0])}" if birth.indices and facts.shape else ""
     yield (
-        f"{base_name(event.op)} returned {birth.count} {made} of {facts.numel} elements "
+        f"{base_name(event.op)} returned {birth.count} {made} of {_elements(facts)} "
         f"{list(facts.shape)}{spread}{first}"
     )
     said: set[tuple[float, ...]] = set()
@@ -391,5 +392,9 @@ def _kept_value(event: OpEvent) -> Iterator[str]:
         if not facts.is_finite:
             yield (
                 f"input {position} of {base_name(event.op)}{kept} holds {facts.nonfinite} "
-                f"non-finite of {facts.numel} elements"
+                f"non-finite of {_elements(facts)}"
             )
+
+
+def _elements(facts: TensorFacts) -> str:
+    return f"{facts.numel} element{'' if facts.numel == 1 else 's'}"

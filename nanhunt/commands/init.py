@@ -9,13 +9,14 @@ import typer
 from nanhunt.errors import UsageError
 
 WORKFLOW = Path(".github/workflows/nanhunt.yml")
+_EXAMPLE = "examples/subject.py:build"  # what stands there until a subject is named
 
 
 def init(
     *,
     subject: Annotated[
         str, typer.Option(help="What is to be gated: path/to/file.py:factory or module:factory.")
-    ] = "examples/subject.py:build",
+    ] = _EXAMPLE,
     workflow: Annotated[
         bool, typer.Option("--workflow/--no-workflow", help="Write a GitHub workflow too.")
     ] = True,
@@ -37,7 +38,8 @@ def init(
             raise UsageError(f"{WORKFLOW.parent} cannot be made: {error.strerror}") from None
         store.write(JOB, WORKFLOW)
     store.write(f"{before}{joint}{added}", file)
-    typer.echo(f"{file}: [tool.nanhunt] added; name your subject there, then run nanhunt gate")
+    ask = "name your subject there, then " if subject == _EXAMPLE else "now "
+    typer.echo(f"{file}: [tool.nanhunt] added; {ask}run nanhunt gate")
     if workflow:
         typer.echo(f"{WORKFLOW}: written")
 

@@ -30,7 +30,8 @@ class Page:
         """Yield the lines."""
         outcome, sheet = self.outcome, Sheet(console, options.max_width)
         word = outcome.verdict.upper()
-        cases = f"{len(outcome.reports) + len(outcome.broken)} cases of {outcome.config}"
+        number = len(outcome.reports) + len(outcome.broken)
+        cases = f"{number} case{'' if number == 1 else 's'} of {outcome.config}"
         yield said((f" {word} ", _STYLES[outcome.exit_code]), f"  {counted(outcome)} · {cases}")
         yield Text("─" * sheet.width, "dim")
         for case, why in outcome.broken:
