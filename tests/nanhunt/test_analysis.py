@@ -514,7 +514,7 @@ def evidence(birth, op="div", shape=(4, 2), samples=4):
     ("birth", "shape", "sentence"),
     [
         (NAN, (4,), "div returned 2 NaN of 4 elements [4], first at [1]"),
-        (Birth(0, 1, "inf", ((),)), (), "div returned 1 infinite of 1 elements []"),
+        (Birth(0, 1, "inf", ((),)), (), "div returned 1 infinite of 1 element []"),
         (
             Birth(0, 3, "nan and inf", ((0, 1),), samples=2),
             (4, 2),

@@ -218,7 +218,7 @@ def test_init(run):
     Path("pyproject.toml").write_text("[project]\nname = 'x'\n")
     code, out, _ = run("init", "--subject", "plant.py:healthy")
     assert code == 0
-    assert "then run nanhunt gate" in out
+    assert "run nanhunt gate" in out
     text = Path("pyproject.toml").read_text()
     assert text.startswith("[project]\nname = 'x'\n\n# What `nanhunt gate`")
     assert "nanhunt gate --sarif" in Path(".github/workflows/nanhunt.yml").read_text()
