@@ -75,6 +75,7 @@ from torch.distributed.fsdp import fully_shard
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+fully_shard(net[0])  # its gradients are sent within a Function of its own
 fully_shard(net)
 sgd = torch.optim.SGD(net.parameters(), 0.1)
 torch.manual_seed(dist.get_rank())

@@ -229,3 +229,12 @@ def test_what_has_no_spectrum():
     assert measurement.read_spectrum(torch.tensor([1j, 2.0])) is None
     single = measurement.read_spectrum(torch.tensor([[2.0]]))
     assert (single.tied, single.smallest_gap) == (0, INF)
+
+
+def test_memory_that_was_given_back_is_not_read():
+    """As that of whole parameters under `fully_shard`, between their uses."""
+    gone = torch.full((3, 4), torch.nan)
+    gone.untyped_storage().resize_(0)
+    assert measurement.suspects([gone, torch.tensor([torch.nan])]) == [1]
+    assert measurement.count(gone).is_finite
+    assert measurement.read_operand("weight", gone, None).smallest is None
