@@ -31,7 +31,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 _is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded  # noqa: SLF001
 _PYTHON = torch._C.DispatchKey.Python  # noqa: SLF001
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)  # the types of tensors with a memory of their own
 _COMPLEX = frozenset([torch.complex32, torch.complex64, torch.complex128])
 _WIDE = frozenset([torch.float32, torch.float64])
 EXACT = frozenset(
@@ -72,7 +72,7 @@ def is_shut(tensor: Tensor) -> bool:
 
     Where the dispatcher that would know is off, reading them ends the process.
     """
-    if type(tensor) in _PLAIN or local(tensor) is not tensor or not _is_excluded(_PYTHON):
+    if type(tensor) in PLAIN or local(tensor) is not tensor or not _is_excluded(_PYTHON):
         return False
     try:
         return tensor.untyped_storage().data_ptr() == 0 and tensor.numel() > 0
@@ -91,6 +91,11 @@ def suspects(tensors: Sequence[Tensor]) -> list[int]:
     ]
 
 
+def bad_among(tensors: Sequence[Tensor]) -> list[int]:
+    """Positions of the tensors that hold NaN or an infinity; to be asked without gradients."""
+    return [i for i in suspects(tensors) if not count(tensors[i]).is_finite]
+
+
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is spread over several processes."""
     return type(tensor) is not Tensor and hasattr(tensor, "placements")
@@ -103,7 +108,7 @@ def local(tensor: Tensor) -> Tensor:
     with floating-point numbers. The tensor's own ways there go through the dispatcher, which may be
     switched off.
     """
-    while type(tensor) not in _PLAIN:
+    while type(tensor) not in PLAIN:
         inner = _inner(tensor)
         if inner is None:
             break
@@ -155,7 +160,7 @@ def total(tensor: Tensor) -> Tensor | None:
     """
     if not can_be_nonfinite(tensor) or not has_values(tensor):
         return None
-    return _sum(dense(tensor.detach()))
+    return _sum(dense(tensor).detach())
 
 
 def _sum(tensor: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ def _tally(values: Tensor) -> tuple[int, int, int]:
     On a CPU numpy counts: its `isnan` and `count_nonzero` take a seventh of the time of torch's
     `isnan().sum()`.
     """
-    if values.device.type != "cpu" or type(values) not in _PLAIN:
+    if values.device.type != "cpu" or type(values) not in PLAIN:
         nan = torch.isnan(values)
         infinite = torch.isinf(values) & ~nan
         negative = values == -torch.inf if not values.is_complex() else torch.zeros_like(nan)
@@ -245,7 +250,7 @@ def read_passage(
 def nonfinite_mask(tensor: Tensor) -> Tensor:
     """Boolean tensor of the same shape, True at NaN and infinities."""
     values = dense(tensor)
-    if values.device.type != "cpu" or type(values) not in _PLAIN:
+    if values.device.type != "cpu" or type(values) not in PLAIN:
         return ~torch.isfinite(values)
     return torch.from_numpy(np.asarray(~np.isfinite(_array(values))))
 

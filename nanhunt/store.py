@@ -6,6 +6,7 @@ is not JSON. A field that the file lacks takes its default and an unknown key is
 file of the same schema stays readable when records gain fields.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -50,6 +51,15 @@ def dump(report: Report | Outcome) -> str:
     """The report, or the outcome of a gate, as strict JSON in ASCII."""
     body = {"schema": SCHEMA, **_encode(report, "report")}
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+
+def parse_ranks(texts: Mapping[int, str]) -> dict[int, Report]:
+    """The reports that processes have dumped, by rank; a text that holds none is left out."""
+    found: dict[int, Report] = {}
+    for rank, text in texts.items():
+        with contextlib.suppress(StoreError):
+            found[rank] = parse(text, origin=f"the report of rank {rank}")
+    return found
 
 
 def parse(text: str, *, origin: str = "the text") -> Report:

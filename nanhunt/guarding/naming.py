@@ -18,8 +18,7 @@ def bad_among(tensors: Sequence[Tensor]) -> list[int]:
     """Positions of the tensors that hold NaN or an infinity; to be asked without gradients."""
     if any(map(is_lazy, tensors)):
         return [i for i, t in enumerate(tensors) if not is_lazy(t) and bad_among([t])]
-    found = measurement.suspects(tensors)
-    return [i for i in found if not measurement.count(tensors[i]).is_finite]
+    return measurement.bad_among(tensors)
 
 
 class Names:

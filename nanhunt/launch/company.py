@@ -14,7 +14,6 @@ from torch import Tensor, distributed
 
 from nanhunt import measurement, processes, store
 from nanhunt.analysis import merge_ranks
-from nanhunt.errors import NanhuntError
 from nanhunt.recorder import unrecorded
 from nanhunt.records import RankState, Report
 
@@ -71,10 +70,8 @@ class Company:
             # Who was waited for in vain is not waited for again until it says something.
             return rank in passed or self._silent.get(rank) == mark
 
-        found = {processes.rank_here(): report}
-        for rank, text in processes.gather(key, PATIENCE, is_excused).items():
-            with contextlib.suppress(NanhuntError):
-                found[rank] = store.parse(text, origin=f"the report of rank {rank}")
+        texts = processes.gather(key, PATIENCE, is_excused)
+        found = {processes.rank_here(): report} | store.parse_ranks(texts)
         everybody = set(range(distributed.get_world_size()))
         silent = everybody - found.keys() - passed.keys()
         self._silent = {rank: _read_mark(rank) for rank in silent}

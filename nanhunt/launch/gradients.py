@@ -46,9 +46,7 @@ def are_finite(tensors: Sequence[Tensor]) -> bool:
 def bad_among(tensors: Sequence[Tensor]) -> list[int]:
     """Positions of the tensors that hold NaN or an infinity, counted exactly."""
     with unrecorded(), torch.no_grad():
-        locals_ = [measurement.local(tensor) for tensor in tensors]
-        found = measurement.suspects(locals_)
-        return [i for i in found if not measurement.count(locals_[i]).is_finite]
+        return measurement.bad_among(tensors)
 
 
 def _are_clear(tensors: Sequence[Tensor]) -> bool:

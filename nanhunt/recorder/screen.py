@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanhunt import measurement
 
@@ -19,7 +19,6 @@ Shortcut: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
 
 _WIDE = (torch.float32, torch.float64)
 _WORTHWHILE = 16384  # elements from which on a shortcut is quicker than a look
-_PLAIN = (Tensor, nn.Parameter)
 _FLOAT32 = torch.float32
 _STRIDED = torch.strided
 
@@ -138,7 +137,7 @@ def _is_normalised(statistics: Sequence[Tensor], given: Sequence[Any], returned:
     if mean.dtype not in _WIDE or not mean.numel() or mean.numel() * 4 > n:
         return False
     weights = [tensor for tensor in given if tensor is not None]
-    if any(type(tensor) not in _PLAIN for tensor in weights):
+    if any(type(tensor) not in measurement.PLAIN for tensor in weights):
         return False
     limits = [_limits(tensor) for tensor in (mean, *weights)]
     least, most = _limits(inverse)

@@ -15,7 +15,6 @@ from torch import Tensor, distributed, nn
 
 from nanhunt import store
 from nanhunt.analysis import merge_ranks
-from nanhunt.errors import NanhuntError
 from nanhunt.measurement import is_distributed
 from nanhunt.processes import are_several, gather, rank_here, write_down
 from nanhunt.records import Report
@@ -66,10 +65,7 @@ class Ranks:
         self._asked += 1
         key = f"nanhunt/{self._number}/{self._asked}"
         write_down(key, store.dump(report))
-        found = {rank_here(): report}
-        for rank, text in gather(key, PATIENCE).items():
-            with contextlib.suppress(NanhuntError):
-                found[rank] = store.parse(text, origin=f"the report of rank {rank}")
+        found = {rank_here(): report} | store.parse_ranks(gather(key, PATIENCE))
         return merge_ranks(found, distributed.get_world_size())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from nanhunt.measurement import count, suspects
+from nanhunt.measurement import bad_among
 from nanhunt.records import Why
 from nanhunt.watching.held import Held
 from nanhunt.watching.pulse import Pulse
@@ -33,8 +33,7 @@ def judge(pulse: Pulse, *, is_scaled: bool, overflows: int) -> Why:
 @torch.no_grad()
 def bad_parameters(held: Held) -> list[int]:
     """Positions of the parameters that are not finite."""
-    found = suspects(held.parameters)
-    return [i for i in found if not count(held.parameters[i]).is_finite]
+    return bad_among(held.parameters)
 
 
 def tell_seen(why: Why, pulse: Pulse, step: int) -> str:
